@@ -1,0 +1,272 @@
+// Backward of one thread: all but the cell. recurrence_backward.h says what a step is.
+#pragma once
+
+#include "recurrence_common.h"
+#include "recurrent_gradient.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// Sums over rows for grad_bias. Long plain sums lose digits: rows are summed 64 at a time.
+template <typename Acc>
+struct BiasSums {
+  static constexpr int64_t kRows = 64;
+
+  Acc* total;  // [biases, stride]  nullptr: not asked for
+  Acc* part;   // [biases, stride]  of the last rows
+  int64_t stride;
+  int64_t rows = 0;  // in `part`
+
+  FASTRNN_INLINE void add(int bias, int64_t j, Vec<Acc> value) const {
+    if (!total) return;
+    Acc* const sum = part + bias * stride + j;
+    store(sum, load(sum, Whole{}) + value, Whole{});
+  }
+};
+
+template <typename Scalar>
+class BackwardSequence : protected SequenceBase<Scalar> {
+ protected:
+  using Base = SequenceBase<Scalar>;
+  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
+      Base::group_;
+  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::num_unit_groups_, Base::outputs_, Base::packed_,
+      Base::projected_;
+  using Base::projection_, Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_,
+      Base::state_mask_;
+  using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_;
+  using typename Base::Acc;
+  using typename Base::V;
+
+ public:
+  // Where a sample's step lies in memory, and the factor of its clip by norm.
+  struct StepRow {
+    const Scalar* gates;   // [kGates, H]
+    Scalar* grad_gates;    // [kGates, H]
+    const Scalar* grad_y;  // [P]          may be nullptr
+    const Scalar* y;       // [P]
+    const Scalar* h_prev;  // [P]          y of the step before, h0 at the first
+    int64_t hidden;        // element of `cells`, `n_h`, `grad_n_h`
+    int64_t hidden_prev;   // of the step before
+    int64_t state;         // element of `grad_h`, `h_prev`
+    Acc factor;
+  };
+
+  BackwardSequence(const Recurrence<Acc>& job, const BackwardParams& params, int64_t d, const Member& member,
+                   int thread, StepRow* rows, Record* records, BiasSums<Acc> bias)
+      : Base(job, d, member, thread, params.mask, params.dropout_site),
+        p_(params),
+        rows_(rows),
+        bias_(bias),
+        records_(records + group_.first),
+        clip_(params) {}
+
+  __attribute__((noinline)) void run() {
+    load_states();
+    int64_t live = 0;
+    for (int64_t step = group_.steps() - 1; step >= 0; --step) {
+      while (live < group_.count && group_.lengths[live] > step) ++live;
+      find_rows(live, step);
+      clip(live, step);
+      if (projected_) {
+        for (int64_t i = 0; i < live; ++i) gather_state_gradient(i);
+        barrier_.wait();
+        for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
+          product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size,
+                  scratch_);
+          projected_cells(live, step, v, width);
+        });
+      } else {
+        cells(live, step);
+      }
+      if (p_.h_prev)
+        for (int64_t i = 0; i < live; ++i) store_h_prev(i);
+      count_bias_rows(live);
+      barrier_.wait();
+      if (clip_.records() && !clip_.by_norm()) record(live, step);
+      for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
+    }
+    flush_bias();
+    store_states();
+    clear_padding();
+  }
+
+ protected:
+  // The owned units of the first `live` samples.
+  virtual void cells(int64_t live, int64_t step) = 0;
+  // Those of a panel, with the gradient of o tanh(c) in the scratch.
+  virtual void projected_cells(int64_t live, int64_t step, int64_t v, int width) = 0;
+  ~BackwardSequence() = default;
+
+  // dh of sample `i`, units j...: what came through time, clipped, and what comes from y.
+  template <typename Lanes>
+  FASTRNN_INLINE V gradient_of_h(int64_t i, int64_t j, Lanes lanes) const {
+    const V recurrent = load(h_ + i * state_stride_ + j, Whole{}) * V(rows_[i].factor);
+    return rows_[i].grad_y ? recurrent + load(rows_[i].grad_y + j, lanes) : recurrent;
+  }
+
+  const BackwardParams& p_;
+  StepRow* const rows_;  // [group's rows]  of each live sample at this step
+  BiasSums<Acc> bias_;
+
+ private:
+  void find_rows(int64_t live, int64_t step) {
+    const int64_t first = d_ * s_.rows;
+    const auto in_y = [&](int64_t row) { return (row * s_.directions + d_) * s_.state_size; };
+    for (int64_t i = 0; i < live; ++i) {
+      const int64_t row = batch_.row(time(i, step), group_.samples[i]);
+      const int64_t prev = step ? batch_.row(time(i, step - 1), group_.samples[i]) : 0;
+      const int64_t gates = (first + row) * cell_.num_gates * s_.hidden_size;
+      rows_[i] = {typed<Scalar>(p_.gates) + gates,
+                  typed<Scalar>(p_.grad_gates) + gates,
+                  p_.grad_y ? typed<Scalar>(p_.grad_y) + in_y(row) : nullptr,
+                  typed<Scalar>(p_.y) + in_y(row),
+                  step ? typed<Scalar>(p_.y) + in_y(prev) : typed<Scalar>(p_.h0) + state_row(i) * s_.state_size,
+                  (first + row) * s_.hidden_size,
+                  (first + prev) * s_.hidden_size,
+                  (first + row) * s_.state_size,
+                  Acc(1)};
+    }
+  }
+
+  void load_states() {
+    const auto row_of = [](const void* tensor, int64_t row, int64_t size) {
+      return tensor ? typed<Scalar>(tensor) + row * size : nullptr;
+    };
+    for (int64_t i = 0; i < group_.count; ++i) {
+      load_row(h_ + i * state_stride_, row_of(p_.grad_h_n, state_row(i), s_.state_size), outputs_, s_.state_size);
+      if (cell_.has_cell)
+        load_row(c_ + i * hidden_stride_, row_of(p_.grad_c_n, state_row(i), s_.hidden_size), units_, s_.hidden_size);
+    }
+    if (!bias_.total) return;
+    for (int k = 0; k < cell_.num_biases(); ++k) {
+      load_row<Acc, Acc>(bias_.total + k * bias_.stride, nullptr, units_, s_.hidden_size);
+      load_row<Acc, Acc>(bias_.part + k * bias_.stride, nullptr, units_, s_.hidden_size);
+    }
+  }
+
+  // What a unit group finds about the group's samples at a step; two steps are kept, as in the exchange.
+  Record* records(int64_t step, int unit_group) const {
+    return records_ + (((step & 1) * s_.directions + d_) * num_unit_groups_ + unit_group) * s_.batch;
+  }
+
+  void clip(int64_t live, int64_t step) {
+    if (!clip_.active()) return;
+    Record* const own = records(step, unit_group_);
+    for (int64_t i = 0; i < live; ++i) {
+      own[i] = Record{};
+      visit(clip_, h_ + i * state_stride_, outputs_, s_.state_size, own[i]);
+      if (cell_.has_cell) visit(clip_, c_ + i * hidden_stride_, units_, s_.hidden_size, own[i]);
+    }
+    if (!clip_.by_norm()) return;
+    barrier_.wait();
+    for (int64_t i = 0; i < live; ++i) rows_[i].factor = static_cast<Acc>(clip_.factor(norm(i, step)));
+    if (clip_.records()) record(live, step);
+  }
+
+  double norm(int64_t i, int64_t step) const {
+    double sum = 0;
+    for (int group = 0; group < num_unit_groups_; ++group) sum += records(step, group)[i].sum_of_squares;
+    return clip_.norm(sum);
+  }
+
+  // Writes what all unit groups have found; call it after a barrier.
+  void record(int64_t live, int64_t step) const {
+    if (unit_group_ != 0) return;
+    for (int64_t i = 0; i < live; ++i) {
+      const int64_t index = (d_ * s_.steps + time(i, step)) * s_.batch + group_.samples[i];
+      const double size = norm(i, step);
+      if (p_.norms) typed<Acc>(p_.norms)[index] = static_cast<Acc>(size);
+      if (!p_.clipped) continue;
+      bool clipped = clip_.clips_norm(size);
+      for (int group = 0; group < num_unit_groups_; ++group) clipped |= records(step, group)[i].clamped;
+      p_.clipped[index] = clipped;
+    }
+  }
+
+  // With a projection: the gradient of h, saved for dW_hr, on its way to the product with W_hr.
+  void gather_state_gradient(int64_t i) {
+    for_each_vector<Acc>(outputs_, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+      const V grad = gradient_of_h(i, j, lanes);
+      store(typed<Scalar>(p_.grad_h) + rows_[i].state + j, grad, lanes);
+      store(projection_exchange_ + i * projection_stride_ + j, grad, Whole{});
+      store(h_ + i * state_stride_ + j, V(0), Whole{});
+    });
+  }
+
+  void store_h_prev(int64_t i) const {
+    Scalar* const out = typed<Scalar>(p_.h_prev) + rows_[i].state;
+    for_each_vector<Acc>(outputs_, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+      V h = load(rows_[i].h_prev + j, lanes);
+      if (state_mask_) h *= load(state_mask_ + state_row(i) * s_.state_size + j, lanes);
+      store(out + j, h, lanes);
+    });
+  }
+
+  void count_bias_rows(int64_t live) {
+    bias_.rows += live;
+    if (bias_.rows >= BiasSums<Acc>::kRows) flush_bias();
+  }
+  void flush_bias() {
+    bias_.rows = 0;
+    if (!bias_.total) return;
+    for (int k = 0; k < cell_.num_biases(); ++k) {
+      for (int64_t j = units_.begin * kLanes; j < units_.end * kLanes; j += kLanes) {
+        Acc* const total = bias_.total + k * bias_.stride + j;
+        Acc* const part = bias_.part + k * bias_.stride + j;
+        store(total, load(total, Whole{}) + load(part, Whole{}), Whole{});
+        store(part, V(0), Whole{});
+      }
+    }
+  }
+
+  // Adds what comes through the recurrent product to dh.
+  void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
+    product(width, exchange_[step & 1], exchange_stride_, live, packed_.panel(d_, v), cell_.num_gates * s_.hidden_size,
+            scratch_);
+    for (int64_t i = 0; i < live; ++i) {
+      for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        V through = load(scratch_ + (i * width - v) * kLanes + j, Whole{});
+        if (state_mask_) through *= load(state_mask_ + state_row(i) * s_.state_size + j, lanes);
+        Acc* const grad = h_ + i * state_stride_ + j;
+        store(grad, load(grad, Whole{}) + through, Whole{});
+      });
+    }
+  }
+
+  void store_states() const {
+    for (int64_t i = 0; i < group_.count; ++i) {
+      store_row(typed<Scalar>(p_.grad_h0) + state_row(i) * s_.state_size, h_ + i * state_stride_, outputs_,
+                s_.state_size);
+      if (cell_.has_cell)
+        store_row(typed<Scalar>(p_.grad_c0) + state_row(i) * s_.hidden_size, c_ + i * hidden_stride_, units_,
+                  s_.hidden_size);
+    }
+  }
+
+  // Zeros for the steps that do not exist.
+  void clear_padding() const {
+    for (int64_t i = 0; i < group_.count; ++i) {
+      for (int64_t t = group_.lengths[i]; t < s_.steps; ++t) {
+        const int64_t index = (d_ * s_.steps + t) * s_.batch + group_.samples[i];
+        if (unit_group_ == 0) {
+          if (p_.norms) typed<Acc>(p_.norms)[index] = Acc(0);
+          if (p_.clipped) p_.clipped[index] = false;
+        }
+        if (batch_.padded()) clear_outputs(d_ * s_.rows + batch_.row(t, group_.samples[i]));
+      }
+    }
+  }
+  void clear_outputs(int64_t row) const {
+    const int64_t hidden = s_.hidden_size, state = s_.state_size;
+    for (int gate = 0; gate < cell_.num_gates; ++gate)
+      clear_row<Acc>(typed<Scalar>(p_.grad_gates) + (row * cell_.num_gates + gate) * hidden, units_, hidden);
+    if (cell_.has_extra) clear_row<Acc>(typed<Scalar>(p_.grad_n_h) + row * hidden, units_, hidden);
+    if (projected_) clear_row<Acc>(typed<Scalar>(p_.grad_h) + row * state, outputs_, state);
+    if (p_.h_prev) clear_row<Acc>(typed<Scalar>(p_.h_prev) + row * state, outputs_, state);
+  }
+
+  Record* const records_;  // [2, D, unit groups, B], from the group's first sample on
+  const RecurrentGradient clip_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,42 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fastrnn::cpu {
+namespace {
+
+std::vector<int64_t> lengths_of(const Shape& shape, const int64_t* lengths, const int64_t* offsets) {
+  std::vector<int64_t> result(shape.batch, shape.steps);
+  if (lengths)
+    for (int64_t b = 0; b < shape.batch; ++b) result[b] = std::clamp<int64_t>(lengths[b], 0, shape.steps);
+  // Packed rows tell the lengths by themselves: step t has a row for each sample that reaches it.
+  if (offsets) {
+    for (int64_t t = 0; t < shape.steps; ++t) {
+      const int64_t end = t + 1 < shape.steps ? offsets[t + 1] : shape.rows;
+      for (int64_t b = end - offsets[t]; b < shape.batch; ++b) result[b] = std::min(result[b], t);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups)
+    : batch_(shape.batch), offsets_(offsets) {
+  const std::vector<int64_t> length = lengths_of(shape, lengths, offsets);
+  std::vector<int64_t> order(shape.batch);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  // One more than needed, so that an empty last group has an address.
+  samples_.reserve(shape.batch + 1);
+  for (int group = 0; group < num_groups; ++group) {
+    starts_.push_back(static_cast<int64_t>(samples_.size()));
+    for (int64_t i = group; i < shape.batch; i += num_groups) samples_.push_back(order[i]);
+  }
+  starts_.push_back(static_cast<int64_t>(samples_.size()));
+  samples_.push_back(0);
+  for (int64_t sample : samples_) lengths_.push_back(shape.batch ? length[sample] : 0);
+}
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,17 @@
+// The CPU recurrence engine: a whole RNN, LSTM or GRU sequence in one call, forward and backward, on params.h's structs.
+// One source, compiled for each instruction set; which one runs is decided when the first call comes.
+#pragma once
+
+#include "../params.h"
+
+namespace fastrnn::cpu {
+
+// `num_threads`: the most threads to use, at least 1 (torch.get_num_threads()).
+void recurrence_forward(const ForwardParams& params, int num_threads);
+void recurrence_backward(const BackwardParams& params, int num_threads);
+
+// "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA asks for.
+// Throws std::runtime_error, naming what the CPU has, where the variable asks for what it cannot run.
+const char* isa();
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,15 @@
+// What gemm.h uses that must not be compiled for one instruction set alone: every gemm_*.cpp includes this first (see
+// isa_common.h).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "../params.h"
+#include "buffer.h"
+#include "cache.h"
+#include "storage.h"
+#include "team.h"
+#include "workspace.h"

@@ -1,0 +1,173 @@
+// A large product.
+//
+// Both operands are packed into panels that the register tile (gemm_kernel.h) reads in order. The threads pack b's panels of a
+// round together, then take tasks from a counter until none is left (gemm_blocks.h says what rounds and tasks are). A value of
+// the output is always summed in the same order, whichever thread does it.
+#pragma once
+
+#include "gemm_blocks.h"
+#include "gemm_pack.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// out = sums (+ out), rounded to storage.
+template <typename Acc, typename Out>
+void add_to_row(const Acc* sums, int64_t count, Out* out, bool add) {
+  for_each_vector<Acc>(count, [&](int64_t j, auto part) {
+    Vec<Acc> sum = load(sums + j, part);
+    if (add) sum += load(out + j, part);
+    store(out + j, sum, part);
+  });
+}
+
+// out = the sum of both biases, padded with zeros to `size`, whole vectors.
+template <typename Acc, typename Scalar>
+void sum_biases(const void* const (&biases)[2], int64_t count, int64_t size, Acc* out) {
+  for (int64_t j = 0; j < size; j += Vec<Acc>::kLanes) store(out + j, Vec<Acc>(0), Whole{});
+  for (const void* bias : biases) {
+    if (!bias) continue;
+    for_each_vector<Acc>(count, [&](int64_t j, auto part) {
+      store(out + j, load(out + j, Whole{}) + load(static_cast<const Scalar*>(bias) + j, part), Whole{});
+    });
+  }
+}
+
+template <typename Scalar>
+class Product final : public TeamJob {
+  using Acc = typename AccOf<Scalar>::type;
+  static constexpr int64_t kColumns = kTileColumns<Acc>;
+  static constexpr bool kSumsInOutput = std::is_same_v<Scalar, Acc>;
+
+ public:
+  // `sums`: [m, sums_row(n)], for 16-bit storage and a k of several rounds: the sums stay in float until the last.
+  Product(const MatmulParams& p, const Blocks& blocks, Acc* sums) : p_(p), blocks_(blocks), sums_(sums) {
+    a_ = {static_cast<const Scalar*>(p.a), p.m, p.a_row, p.a_col};
+    b_ = {static_cast<const Scalar*>(p.b), p.n, p.b_col, p.b_row};
+  }
+
+  static int64_t sums_row(int64_t n) { return round_up(n, kColumns); }
+
+  void prepare(int num_threads) override {
+    num_threads_ = num_threads;
+    barrier_.set_size(num_threads);
+    const bool has_bias = p_.bias[0] || p_.bias[1];
+    const int64_t bias_size = has_bias ? round_up(p_.n, kColumns) : 0;
+    const int64_t b_panel = panel_size<Acc, kColumns>(blocks_.depth);
+    const int64_t shared_size = blocks_.share_b ? ceil_div(blocks_.columns, kColumns) * b_panel : 0;
+    a_size_ = ceil_div(blocks_.strip_rows, kTileRows) * panel_size<Acc, kTileRows>(blocks_.depth);
+    own_b_size_ = blocks_.share_b ? 0 : b_panel;
+    thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
+    const int64_t size = bias_size + shared_size + num_threads * thread_size_;
+    Acc* const memory = static_cast<Acc*>(workspace(size * static_cast<int64_t>(sizeof(Acc))));
+    bias_ = has_bias ? memory : nullptr;
+    shared_b_ = memory + bias_size;
+    thread_memory_ = shared_b_ + shared_size;
+    if (has_bias) sum_biases<Acc, Scalar>(p_.bias, p_.n, bias_size, bias_);
+  }
+
+  void work(int thread) override {
+    const int64_t num_tasks = blocks_.num_strips * blocks_.num_groups;
+    Acc* const memory = thread_memory_ + thread * thread_size_;
+    for (int64_t column = 0; column < p_.n; column += blocks_.columns) {
+      for (int64_t k = 0; k == 0 || k < p_.k; k += blocks_.depth) {
+        const Round round{k, least(blocks_.depth, p_.k - k), column, least(p_.n, column + blocks_.columns)};
+        const bool first = column == 0 && k == 0;
+        if (!first) barrier_.wait();  // for the last round's tasks
+        if (!first || blocks_.share_b) {
+          if (blocks_.share_b) pack_shared(round, thread);
+          if (thread == 0) next_task_.store(0, std::memory_order_relaxed);
+          barrier_.wait();
+        }
+        int64_t packed_strip = -1;
+        for (int64_t task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+          const int64_t strip = task / blocks_.num_groups;
+          run_task(round, strip, task % blocks_.num_groups, strip != packed_strip, memory);
+          packed_strip = strip;
+        }
+      }
+    }
+  }
+
+ private:
+  struct Round {
+    int64_t k, depth, column, last_column;
+  };
+
+  void pack_shared(const Round& round, int64_t thread) {
+    const int64_t num_panels = ceil_div(round.last_column - round.column, kColumns);
+    const int64_t first = num_panels * thread / num_threads_, last = num_panels * (thread + 1) / num_threads_;
+    pack<Acc, kColumns>(b_, round.column + first * kColumns, least(round.last_column, round.column + last * kColumns),
+                        round.k, round.depth, shared_b_ + first * panel_size<Acc, kColumns>(round.depth));
+  }
+
+  void run_task(const Round& round, int64_t strip, int64_t group, bool pack_a, Acc* memory) {
+    const int64_t first_row = strip * blocks_.strip_rows, last_row = least(p_.m, first_row + blocks_.strip_rows);
+    const int64_t first = round.column + group * blocks_.group_columns;
+    const int64_t last = least(round.last_column, first + blocks_.group_columns);
+    if (pack_a) pack<Acc, kTileRows>(a_, first_row, last_row, round.k, round.depth, memory);
+    Acc* const own_b = memory + a_size_;
+    Acc* const tile = own_b + own_b_size_;
+    const auto multiply_rows = [&](int64_t row, int64_t column, int64_t last_column, const Acc* b) {
+      const Acc* const a = memory + (row - first_row) / kTileRows * panel_size<Acc, kTileRows>(round.depth);
+      multiply(round, row, least(kTileRows, last_row - row), column, last_column, a, b, tile);
+    };
+    if (blocks_.rows_first) {
+      for (int64_t row = first_row; row < last_row; row += kTileRows)
+        multiply_rows(row, first, last, shared_panel(round, first));
+      return;
+    }
+    for (int64_t column = first; column < last; column += kColumns) {
+      const int64_t last_column = least(last, column + kColumns);
+      if (!blocks_.share_b) pack<Acc, kColumns>(b_, column, last_column, round.k, round.depth, own_b);
+      const Acc* const b = blocks_.share_b ? shared_panel(round, column) : own_b;
+      for (int64_t row = first_row; row < last_row; row += kTileRows) multiply_rows(row, column, last_column, b);
+    }
+  }
+
+  const Acc* shared_panel(const Round& round, int64_t column) const {
+    return shared_b_ + (column - round.column) / kColumns * panel_size<Acc, kColumns>(round.depth);
+  }
+
+  // A round's part of `rows` rows, up to kTileRows, and columns [first, last), a multiple of kColumns but for the output's last.
+  // Tiles that are whole go to where the sums are kept; others, and those that must be rounded, are finished in `tile`.
+  void multiply(const Round& round, int64_t row, int64_t rows, int64_t first, int64_t last, const Acc* a, const Acc* b,
+                Acc* tile) const {
+    const bool first_round = round.k == 0, last_round = round.k + round.depth == p_.k;
+    const int64_t b_panel = panel_size<Acc, kColumns>(round.depth);
+    Scalar* const out = static_cast<Scalar*>(p_.out) + row * p_.out_row;
+    const Acc* const bias = bias_ && first_round ? bias_ : nullptr;
+    int64_t column = first;
+    if constexpr (kSumsInOutput) {
+      const int64_t tiles = (last - first) / kColumns;
+      if (tiles > 0)
+        tile_function<Acc>(rows, kTileVectors)({round.depth, a, b, b_panel, tiles, out + first, p_.out_row,
+                                                p_.accumulate || !first_round, bias ? bias + first : nullptr});
+      column += tiles * kColumns;
+      b += tiles * b_panel;
+    }
+    for (; column < last; column += kColumns, b += b_panel) {
+      const int64_t columns = least(kColumns, last - column);
+      Acc* const own = sums_ ? sums_ + row * sums_row(p_.n) + column : tile;
+      const int64_t own_row = sums_ ? sums_row(p_.n) : kColumns;
+      tile_function<Acc>(rows, ceil_div(columns, Vec<Acc>::kLanes))(
+          {round.depth, a, b, 0, 1, own, own_row, sums_ && !first_round, bias ? bias + column : nullptr});
+      if (sums_ && !last_round) continue;
+      const bool add = p_.accumulate || (!sums_ && !first_round);
+      for (int64_t r = 0; r < rows; ++r) add_to_row(own + r * own_row, columns, out + r * p_.out_row + column, add);
+    }
+  }
+
+  const MatmulParams p_;
+  const Blocks blocks_;
+  Operand<Scalar> a_, b_;
+  Acc* const sums_;
+  int64_t num_threads_ = 1;
+  Acc* bias_ = nullptr;  // [n] as accumulators, padded to whole tiles; nullptr: none
+  Acc* shared_b_ = nullptr;
+  Acc* thread_memory_ = nullptr;  // for each thread: a strip of a, a panel of b, a tile
+  int64_t thread_size_ = 0, a_size_ = 0, own_b_size_ = 0;
+  alignas(64) std::atomic<int64_t> next_task_{0};
+  Barrier barrier_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

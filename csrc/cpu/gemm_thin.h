@@ -1,0 +1,137 @@
+// Products with a handful of rows (a step of one sample) or of columns (an input of one feature): one operand is a few vectors
+// of k, the other is read once and so not worth packing. Where its k is adjacent in memory, its values are multiplied and
+// summed along k; where its rows are, rows times one value of k each are added up.
+#pragma once
+
+#include "gemm_product.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+constexpr int64_t kFew = 12;
+
+template <typename Scalar>
+class ThinProduct final : public TeamJob {
+  using Acc = typename AccOf<Scalar>::type;
+  using V = Vec<Acc>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int64_t kChunk = 512;  // outputs of a task: their sums stay in L1
+
+ public:
+  static bool fits(const MatmulParams& p) { return p.m <= kFew || p.n <= kFew; }
+
+  explicit ThinProduct(const MatmulParams& p, int64_t num_threads) : p_(p), few_are_rows_(p.m <= p.n) {
+    const Operand<Scalar> a{static_cast<const Scalar*>(p.a), p.m, p.a_row, p.a_col};
+    const Operand<Scalar> b{static_cast<const Scalar*>(p.b), p.n, p.b_col, p.b_row};
+    few_ = few_are_rows_ ? a : b;
+    many_ = few_are_rows_ ? b : a;
+    task_size_ = least(kChunk, round_up(ceil_div(many_.rows, num_threads), 64));
+  }
+
+  void prepare(int num_threads) override {
+    const int64_t bias_size = round_up(p_.n, kLanes), depth = round_up(p_.k, kLanes);
+    Acc* const memory = static_cast<Acc*>(workspace((bias_size + few_.rows * depth + num_threads * few_.rows * kChunk) *
+                                                    static_cast<int64_t>(sizeof(Acc))));
+    bias_ = memory;
+    values_ = memory + bias_size;
+    sums_ = values_ + few_.rows * depth;
+    depth_ = depth;
+    sum_biases<Acc, Scalar>(p_.bias, p_.n, bias_size, bias_);
+    for (int64_t f = 0; f < few_.rows; ++f) {
+      Acc* const values = values_ + f * depth;
+      if (few_.k_step == 1)
+        for_each_vector<Acc>(p_.k,
+                             [&](int64_t k, auto part) { store(values + k, load(few_.at(f, k), part), Whole{}); });
+      else
+        for (int64_t k = 0; k < p_.k; ++k) values[k] = load(few_.at(f, k), Part{1}).raw[0];
+    }
+  }
+
+  void work(int thread) override {
+    Acc* const sums = sums_ + thread * few_.rows * kChunk;
+    for (int64_t first; (first = next_.fetch_add(task_size_, std::memory_order_relaxed)) < many_.rows;) {
+      const int64_t count = least(task_size_, many_.rows - first);
+      if (many_.k_step == 1)
+        multiply_along_k(first, count, sums);
+      else
+        add_rows(first, count, sums);
+      for (int64_t f = 0; f < few_.rows; ++f) store_sums(f, first, count, sums + f * kChunk);
+    }
+  }
+
+ private:
+  void multiply_along_k(int64_t first, int64_t count, Acc* sums) const {
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Scalar* rows[kLanes];
+      for (int i = 0; i < kLanes; ++i) rows[i] = many_.at(first + least(j + i, count - 1), 0);
+      for (int64_t f = 0; f < few_.rows; ++f) {
+        const Acc* const values = values_ + f * depth_;
+        V sum[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) sum[i] = V(0);
+        for_each_vector<Acc>(p_.k, [&](int64_t k, auto part) __attribute__((always_inline)) {
+          const V value = load(values + k, part);
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) sum[i] += value * load(rows[i] + k, part);
+        });
+        transpose<Acc>(sum);
+#pragma GCC unroll 16
+        for (int i = 1; i < kLanes; ++i) sum[0] += sum[i];
+        store(sums + f * kChunk + j, sum[0], Whole{});
+      }
+    }
+  }
+
+  void add_rows(int64_t first, int64_t count, Acc* sums) const {
+    constexpr int kSteps = 8;  // of k for each pass over the sums
+    for (int64_t f = 0; f < few_.rows; ++f)
+      for (int64_t j = 0; j < count; j += kLanes) store(sums + f * kChunk + j, V(0), Whole{});
+    int64_t k = 0;
+    for (; k + kSteps <= p_.k; k += kSteps) add_rows<kSteps>(first, count, k, sums);
+    for (; k < p_.k; ++k) add_rows<1>(first, count, k, sums);
+  }
+
+  template <int kSteps>
+  void add_rows(int64_t first, int64_t count, int64_t k, Acc* sums) const {
+    const Scalar* const rows = many_.at(first, k);
+    for (int64_t f = 0; f < few_.rows; ++f) {
+      V value[kSteps];
+#pragma GCC unroll 8
+      for (int i = 0; i < kSteps; ++i) value[i] = values_[f * depth_ + k + i];
+      Acc* const out = sums + f * kChunk;
+      for_each_vector<Acc>(count, [&](int64_t j, auto part) __attribute__((always_inline)) {
+        V sum = load(out + j, Whole{});
+#pragma GCC unroll 8
+        for (int i = 0; i < kSteps; ++i) sum += value[i] * load(rows + i * many_.k_step + j, part);
+        store(out + j, sum, Whole{});
+      });
+    }
+  }
+
+  void store_sums(int64_t f, int64_t first, int64_t count, Acc* sums) const {
+    Scalar* const out = static_cast<Scalar*>(p_.out);
+    if (few_are_rows_) {
+      for_each_vector<Acc>(count, [&](int64_t j, auto part) {
+        store(sums + j, load(sums + j, Whole{}) + load(bias_ + first + j, part), Whole{});
+      });
+      add_to_row(sums, count, out + f * p_.out_row + first, p_.accumulate);
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        Scalar* const element = out + (first + i) * p_.out_row + f;
+        V sum = sums[i] + bias_[f];
+        if (p_.accumulate) sum += load(element, Part{1});
+        store(element, sum, Part{1});
+      }
+    }
+  }
+
+  const MatmulParams p_;
+  const bool few_are_rows_;  // of a, else columns of b
+  Operand<Scalar> few_, many_;
+  int64_t task_size_, depth_ = 0;
+  Acc* bias_ = nullptr;    // [n]
+  Acc* values_ = nullptr;  // [few, depth_]: the few vectors
+  Acc* sums_ = nullptr;    // [threads, few, kChunk]
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,15 @@
+// What the engine uses that must not be compiled for one instruction set alone: every isa_*.cpp includes this first. A function
+// of these headers may end up as one copy for the whole library, and the linker does not ask which CPU it was compiled for.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "../params.h"
+#include "batch.h"
+#include "buffer.h"
+#include "split.h"
+#include "storage.h"
+#include "team.h"

@@ -1,0 +1,41 @@
+// The engine for one instruction set: picks the instantiation for a storage type and a cell. The one type switch of the engine.
+#pragma once
+
+#include "recurrence_backward.h"
+#include "recurrence_forward.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+template <template <typename, typename> class Job, typename Scalar, typename Params>
+void run_with_scalar(const Params& params, int num_threads, int64_t l2_bytes) {
+  const auto run = [&]<typename Cell>(Cell) {
+    Job<Scalar, Cell> job(params, l2_bytes);
+    run_team(job, num_threads);
+  };
+  switch (params.shape.cell) {
+    case CellKind::kRnnTanh: return run(RnnTanh{});
+    case CellKind::kRnnRelu: return run(RnnRelu{});
+    case CellKind::kLstm: return run(Lstm{});
+    case CellKind::kGru: return run(Gru{});
+  }
+}
+
+template <template <typename, typename> class Job, typename Params>
+void run(const Params& params, int num_threads, int64_t l2_bytes) {
+  switch (params.shape.scalar) {
+    case ScalarKind::kFloat: return run_with_scalar<Job, float>(params, num_threads, l2_bytes);
+    case ScalarKind::kDouble: return run_with_scalar<Job, double>(params, num_threads, l2_bytes);
+    case ScalarKind::kHalf: return run_with_scalar<Job, Half>(params, num_threads, l2_bytes);
+    case ScalarKind::kBfloat16: return run_with_scalar<Job, Bfloat16>(params, num_threads, l2_bytes);
+  }
+}
+
+void recurrence_forward(const ForwardParams& params, int num_threads, int64_t l2_bytes) {
+  run<Forward>(params, num_threads, l2_bytes);
+}
+
+void recurrence_backward(const BackwardParams& params, int num_threads, int64_t l2_bytes) {
+  run<Backward>(params, num_threads, l2_bytes);
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

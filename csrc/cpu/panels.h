@@ -1,0 +1,113 @@
+// Packing of weight matrices into the panels that product.h reads.
+//
+// Panels are laid out by output: the panel that starts at output vector v lies at v * gates * lanes * num_k, whatever the widths
+// of the panels before it, so each thread cuts its own range of outputs into panels. Inside, the gates of a vector of outputs
+// lie side by side: [k][output vector][gate][lane]. Lanes past the last output are zero.
+#pragma once
+
+#include <utility>
+
+#include "buffer.h"
+#include "simd.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+template <typename T>
+constexpr int64_t num_vectors(int64_t elements) {
+  return (elements + Vec<T>::kLanes - 1) / Vec<T>::kLanes;
+}
+
+// The lanes of vector `index` of `elements` that exist: all of them, or a part. Calls function(Whole) or function(Part).
+template <typename T, typename Function>
+FASTRNN_INLINE void with_lanes(int64_t index, int64_t elements, Function function) {
+  const int64_t left = elements - index * Vec<T>::kLanes;
+  if (left >= Vec<T>::kLanes)
+    function(Whole{});
+  else if (left > 0)
+    function(Part{static_cast<int>(left)});
+}
+
+// Lanes of a and b in turn, the first (kHalf = 0) or the last half of each.
+template <int kHalf, typename V, int... kLane>
+FASTRNN_INLINE V interleave(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr typename V::Bits kOrder = {((kLane & 1) * V::kLanes + kHalf * V::kLanes / 2 + kLane / 2)...};
+  return V::of(__builtin_shuffle(a.raw, b.raw, kOrder));
+}
+
+// rows[i][j] <- rows[j][i], in log2(lanes) rounds of interleaving the first half of the rows with the second.
+template <typename V>
+FASTRNN_INLINE void transpose(V (&rows)[V::kLanes]) {
+  constexpr auto kLanes = std::make_integer_sequence<int, V::kLanes>{};
+#pragma GCC unroll 4
+  for (int round = 1; round < V::kLanes; round *= 2) {
+    V next[V::kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < V::kLanes / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + V::kLanes / 2], kLanes);
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + V::kLanes / 2], kLanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// The packed weights of one product, for each direction.
+template <typename T>
+class PackedMatrix {
+  using V = Vec<T>;
+
+ public:
+  void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k) {
+    num_outputs_ = num_outputs;
+    num_gates_ = num_gates;
+    num_k_ = num_k;
+    size_ = num_vectors<T>(num_outputs) * V::kLanes * num_gates * num_k;
+    data_.allocate(directions * size_ * static_cast<int64_t>(sizeof(T)));
+  }
+
+  T* panel(int64_t direction, int64_t first_vector) const {
+    return data_.as<T>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_k_;
+  }
+
+  // Packs `width` output vectors of w [num_gates * num_outputs, num_k]: an output is a row.
+  template <typename Scalar>
+  void pack_rows(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
+    const int64_t stride = static_cast<int64_t>(width) * num_gates_ * V::kLanes;
+    T* out = panel(direction, first_vector);
+    for (int64_t output = first_vector * V::kLanes; output < (first_vector + width) * V::kLanes; output += V::kLanes) {
+      for (int gate = 0; gate < num_gates_; ++gate, out += V::kLanes) {
+        for (int64_t k = 0; k < num_k_; k += V::kLanes) {
+          with_lanes<T>(k / V::kLanes, num_k_, [&](auto lanes) __attribute__((always_inline)) {
+            V rows[V::kLanes];
+            for (int i = 0; i < V::kLanes; ++i)
+              rows[i] =
+                  output + i < num_outputs_ ? load(w + (gate * num_outputs_ + output + i) * num_k_ + k, lanes) : V(0);
+            transpose(rows);
+            const int64_t count = num_k_ - k < V::kLanes ? num_k_ - k : V::kLanes;
+            for (int64_t i = 0; i < count; ++i) store(out + (k + i) * stride, rows[i], Whole{});
+          });
+        }
+      }
+    }
+  }
+
+  // Packs `width` output vectors of w [num_k, num_outputs]: an output is a column, and there is one gate.
+  template <typename Scalar>
+  void pack_columns(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
+    T* out = panel(direction, first_vector);
+    for (int64_t k = 0; k < num_k_; ++k) {
+      for (int64_t v = first_vector; v < first_vector + width; ++v, out += V::kLanes) {
+        with_lanes<T>(v, num_outputs_, [&](auto lanes) __attribute__((always_inline)) {
+          store(out, load(w + k * num_outputs_ + v * V::kLanes, lanes), Whole{});
+        });
+      }
+    }
+  }
+
+ private:
+  int64_t num_outputs_ = 0, num_k_ = 0, size_ = 0;
+  int num_gates_ = 1;
+  Buffer data_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,136 @@
+// The product of the recurrence: a few rows (h_{t-1} of each sample, or gate gradients) with a matrix that was packed once.
+//
+// Panels. The matrix [k, outputs] is cut into panels of up to kMaxVectors vectors of outputs; a panel is contiguous,
+// [k][vector][lane], so that the inner loop reads it as a stream. A tile keeps rows x vectors sums in registers. Panels are
+// walked in pieces of k small enough for the first-level cache, each used for all rows before the next.
+//
+// Sums are formed in an order that depends on the sizes alone, so two runs agree to the bit.
+#pragma once
+
+#include "simd.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+constexpr int kMaxVectors = 4;
+
+// Sums that fit in the registers beside the operands: all but a quarter; without FMA a product takes a register too.
+#if defined(FASTRNN_AVX512) || defined(__aarch64__)
+constexpr int kTileSums = 24;
+#else
+constexpr int kTileSums = kHasFma ? 12 : 9;
+#endif
+
+constexpr int tile_rows(int num_vectors) {
+  const int rows = kTileSums / num_vectors;
+  return rows < 8 ? rows : 8;
+}
+
+// Sums of one row (or two) are too few to hide the latency of the FMA; then k is split over several sets of them.
+constexpr int tile_sets(int num_rows, int num_vectors) {
+  const int sums = num_rows * num_vectors;
+  return sums > 4 ? 1 : sums > 2 ? 2 : 4;
+}
+
+// out[row][vector][lane] (+)= a[row][k] panel[k][vector][lane]
+template <int kRows, int kVectors, typename T>
+FASTRNN_INLINE void product_tile(const T* a, int64_t a_stride, const T* panel, int64_t num_k, T* out, bool accumulate) {
+  using V = Vec<T>;
+  constexpr int kSets = tile_sets(kRows, kVectors);
+  V sums[kSets][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+      for (int set = 0; set < kSets; ++set) sums[set][row][v] = V(0);
+      if (accumulate) sums[0][row][v] = load(out + (row * kVectors + v) * V::kLanes, Whole{});
+    }
+  // The fewer of the two operands wait in registers while the others pass by one at a time.
+  const auto add = [&](int set, int64_t k) __attribute__((always_inline)) {
+    const T* const column = panel + k * (kVectors * V::kLanes);
+    if constexpr (kRows < kVectors) {
+      V factors[kRows];
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) factors[row] = V(a[row * a_stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const V weights = load(column + v * V::kLanes, Whole{});
+#pragma GCC unroll 8
+        for (int row = 0; row < kRows; ++row) sums[set][row][v] += factors[row] * weights;
+      }
+    } else {
+      V weights[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) weights[v] = load(column + v * V::kLanes, Whole{});
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) {
+        const V factor(a[row * a_stride + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[set][row][v] += factor * weights[v];
+      }
+    }
+  };
+  int64_t k = 0;
+  for (; k + kSets <= num_k; k += kSets) {
+#pragma GCC unroll 4
+    for (int set = 0; set < kSets; ++set) add(set, k + set);
+  }
+  for (; k < num_k; ++k) add(0, k);
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V sum = sums[0][row][v];
+#pragma GCC unroll 4
+      for (int set = 1; set < kSets; ++set) sum += sums[set][row][v];
+      store(out + (row * kVectors + v) * V::kLanes, sum, Whole{});
+    }
+}
+
+template <int kVectors, int kRows, typename T>
+FASTRNN_INLINE void product_last_rows(int num_rows, const T* a, int64_t a_stride, const T* panel, int64_t num_k, T* out,
+                                      bool accumulate) {
+  if constexpr (kRows > 0) {
+    if (num_rows == kRows)
+      product_tile<kRows, kVectors>(a, a_stride, panel, num_k, out, accumulate);
+    else
+      product_last_rows<kVectors, kRows - 1>(num_rows, a, a_stride, panel, num_k, out, accumulate);
+  }
+}
+
+// The piece of a panel that stays in the first-level cache while all rows use it.
+constexpr int64_t kPieceBytes = 16 * 1024;
+
+template <int kVectors, typename T>
+void product_panel(const T* a, int64_t a_stride, int64_t num_rows, const T* panel, int64_t num_k, T* out) {
+  constexpr int kRows = tile_rows(kVectors);
+  constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
+  constexpr int64_t kPiece = kPieceBytes / (kWidth * static_cast<int64_t>(sizeof(T)));
+  // One tile reads the panel once: nothing to keep.
+  const int64_t piece = num_rows <= kRows ? num_k : kPiece;
+  int64_t k = 0;
+  do {
+    const int64_t count = num_k - k < piece ? num_k - k : piece;
+    int64_t row = 0;
+    for (; row + kRows <= num_rows; row += kRows)
+      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, panel + k * kWidth, count, out + row * kWidth,
+                                    k > 0);
+    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), a + row * a_stride + k, a_stride,
+                                           panel + k * kWidth, count, out + row * kWidth, k > 0);
+    k += count;
+  } while (k < num_k);
+}
+
+// out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
+template <typename T>
+__attribute__((noinline)) void product(int num_vectors, const T* a, int64_t a_stride, int64_t num_rows, const T* panel,
+                                       int64_t num_k, T* out) {
+  switch (num_vectors) {
+    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out);
+    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out);
+    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out);
+    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out);
+  }
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,170 @@
+// Backward: a whole sequence in one parallel region, last step first.
+//
+// Threads own samples and units as in forward. Carried from step to step is the recurrent gradient r_t = (dh, dc) of the
+// owned units. A step is
+//   1. where asked for, the norm of r_t, recorded, and the clip (recurrent_gradient.h); the norm clip costs a barrier, since
+//      a norm needs all units of a sample,
+//   2. the cell's derivative for the owned units: gate gradients go out, and into the exchange; bias sums are kept,
+//   3. the group's barrier,
+//   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
+//      packed by columns.
+// The exchange holds two steps, so that one barrier is enough. With a projection, the gradient of h goes through an exchange
+// of its own and a product with W_hr before the cell.
+#pragma once
+
+#include "backward_sequence.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+template <typename Scalar, typename Cell>
+class BackwardCells final : public BackwardSequence<Scalar> {
+  using Base = BackwardSequence<Scalar>;
+  using Base::bias_, Base::c_, Base::exchange_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes,
+      Base::p_;
+  using Base::rows_, Base::s_, Base::scratch_, Base::state_row, Base::state_stride_, Base::units_;
+  using typename Base::Acc;
+  using typename Base::V;
+  static constexpr int kGates = Cell::kGates;
+
+ public:
+  using Base::Base;
+  using typename Base::StepRow;
+
+ private:
+  void cells(int64_t live, int64_t step) override {
+    for (int64_t i = 0; i < live; ++i) {
+      const StepRow ahead = rows_[i + 1 < live ? i + 1 : i];
+      for_each_vector<Acc>(units_, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        prefetch(ahead, j);
+        const V direct = cell(i, j, step, this->gradient_of_h(i, j, lanes), lanes);
+        store(h_ + i * state_stride_ + j, direct, Whole{});
+      });
+    }
+  }
+
+  void projected_cells(int64_t live, int64_t step, int64_t v, int width) override {
+    // No other cell has a projection.
+    if constexpr (Cell::kHasCell) {
+      for (int64_t i = 0; i < live; ++i) {
+        for_each_vector<Acc>({v, v + width}, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+          cell(i, j, step, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
+        });
+      }
+    }
+  }
+
+  // The hardware follows a row, but not from one to the next.
+  FASTRNN_INLINE void prefetch(const StepRow& row, int64_t j) const {
+    if (j % (kLineBytes / static_cast<int64_t>(sizeof(Scalar))) != 0) return;
+    for (int gate = 0; gate < kGates; ++gate) {
+      if (kGates > 1) __builtin_prefetch(row.gates + gate * s_.hidden_size + j);
+      __builtin_prefetch(row.grad_gates + gate * s_.hidden_size + j, 1);
+    }
+    __builtin_prefetch(row.grad_y + j);
+    if (Cell::kHasCell) __builtin_prefetch(typed<Acc>(p_.cells) + row.hidden + j);
+  }
+
+  // The cell of sample `i`, units j...; returns the gradient of h_{t-1} that does not go through the product.
+  template <typename Lanes>
+  FASTRNN_INLINE V cell(int64_t i, int64_t j, int64_t step, V grad_h, Lanes lanes) const {
+    const StepRow row = rows_[i];
+    V gates[kGates], extra(0), grad_x[kGates], grad_r[kGates];
+    for (int gate = 0; gate < kGates; ++gate)
+      gates[gate] = kGates > 1 ? load(row.gates + gate * s_.hidden_size + j, lanes) : V(0);
+    State<V> grad{grad_h, V(0)}, prev{V(0), V(0)}, next{V(0), V(0)};
+    if constexpr (Cell::kHasCell) {
+      grad.c = load(c_ + i * hidden_stride_ + j, Whole{}) * V(row.factor);
+      next.c = load(typed<Acc>(p_.cells) + row.hidden + j, lanes);
+      prev.c = step ? load(typed<Acc>(p_.cells) + row.hidden_prev + j, lanes)
+                    : load(typed<Scalar>(p_.c0) + state_row(i) * s_.hidden_size + j, lanes);
+    } else if constexpr (Cell::kHasExtra) {
+      extra = load(typed<Scalar>(p_.n_h) + row.hidden + j, lanes);
+      prev.h = load(row.h_prev + j, lanes);
+    } else {
+      next.h = load(row.y + j, lanes);
+    }
+
+    const State<V> direct = Cell::backward(grad, gates, extra, prev, next, this->keep(i, j, lanes), grad_x, grad_r);
+
+    if constexpr (Cell::kHasCell) store(c_ + i * hidden_stride_ + j, direct.c, Whole{});
+    Acc* const to_product = exchange_[step & 1] + i * exchange_stride_ + j;
+    for (int gate = 0; gate < kGates; ++gate) {
+      store(row.grad_gates + gate * s_.hidden_size + j, grad_x[gate], lanes);
+      store(to_product + gate * s_.hidden_size, grad_r[gate], lanes);
+      bias_.add(gate, j, grad_x[gate]);
+    }
+    if constexpr (Cell::kHasExtra) {
+      store(typed<Scalar>(p_.grad_n_h) + row.hidden + j, grad_r[kGates - 1], lanes);
+      bias_.add(kGates, j, grad_r[kGates - 1]);
+    }
+    return direct.h;
+  }
+};
+
+template <typename Scalar, typename Cell>
+class Backward final : public Recurrence<typename AccOf<Scalar>::type> {
+  using Acc = typename AccOf<Scalar>::type;
+  using Sequence = BackwardCells<Scalar, Cell>;
+  using StepRow = typename Sequence::StepRow;
+
+ public:
+  Backward(const BackwardParams& params, int64_t l2_bytes)
+      : Recurrence<Acc>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr, l2_bytes), p_(params) {}
+
+ private:
+  void prepare(int num_threads) override {
+    const Shape& s = p_.shape;
+    this->share(num_threads, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
+    if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
+    rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
+    rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));
+    records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
+    bias_size_ = this->cell_.num_biases() * this->hidden_stride_;
+    if (p_.grad_bias) bias_.allocate(2 * s.directions * this->split_.row_groups * bias_size_ * sizeof(Acc));
+  }
+
+  void pack(int64_t d, const Member& member) override {
+    this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
+      this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), d, v, width);
+    });
+    if (!this->projected_) return;
+    this->for_each_panel_to_pack(p_.shape.hidden_size, kMaxVectors, member, [&](int64_t v, int width) {
+      this->projection_.pack_columns(typed<Scalar>(p_.w_hr[d]), d, v, width);
+    });
+  }
+
+  // Sums of a row group; `part` 1 are those of the last rows.
+  Acc* bias(int64_t d, int row_group, int part) const {
+    return p_.grad_bias ? bias_.as<Acc>() + ((d * this->split_.row_groups + row_group) * 2 + part) * bias_size_
+                        : nullptr;
+  }
+
+  void run(int64_t d, const Member& member, int thread) override {
+    Sequence(*this, p_, d, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
+             {bias(d, member.row_group, 0), bias(d, member.row_group, 1), this->hidden_stride_})
+        .run();
+  }
+
+  // Adds up the row groups' bias sums, in their order.
+  void finish(int64_t d, const Member& member) override {
+    if (!p_.grad_bias || member.row_group != 0) return;
+    const int64_t hidden = p_.shape.hidden_size;
+    for (int k = 0; k < this->cell_.num_biases(); ++k) {
+      Acc* const out = typed<Acc>(p_.grad_bias) + (d * this->cell_.num_biases() + k) * hidden;
+      for_each_vector<Acc>(this->owned(hidden, member), hidden,
+                           [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+                             const int64_t at = k * this->hidden_stride_ + j;
+                             Vec<Acc> sum = load(bias(d, 0, 0) + at, Whole{});
+                             for (int group = 1; group < this->split_.row_groups; ++group)
+                               sum += load(bias(d, group, 0) + at, Whole{});
+                             store(out + j, sum, lanes);
+                           });
+    }
+  }
+
+  const BackwardParams& p_;
+  int64_t rows_stride_ = 0, bias_size_ = 0;
+  Buffer rows_, records_, bias_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,253 @@
+// What forward and backward share: who owns which rows and units, the scratch memory, and the order of a call.
+#pragma once
+
+#include "batch.h"
+#include "buffer.h"
+#include "panels.h"
+#include "product.h"
+#include "simd_math.h"
+#include "split.h"
+#include "team.h"
+
+#include "../cells.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// A cache line: the grain of what threads own, so that they never write to the same one.
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kVectorsPerLine = kLineBytes / kVectorBytes;
+
+constexpr int64_t lines_of(int64_t vectors) { return (vectors + kVectorsPerLine - 1) / kVectorsPerLine; }
+
+// Row stride of a scratch array of `elements` columns: whole cache lines, and one more so that the rows of a power of two
+// do not fall on the same sets of the cache.
+template <typename T>
+int64_t padded_stride(int64_t elements) {
+  constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(T));
+  return ((elements + kLine - 1) / kLine + 1) * kLine;
+}
+
+// Calls function(first vector, width) for the panels that a range of vectors is cut into.
+template <typename Function>
+FASTRNN_INLINE void for_each_panel(Range vectors, int max_width, Function function) {
+  for (int64_t v = vectors.begin; v < vectors.end; v += max_width) {
+    const int64_t left = vectors.end - v;
+    function(v, static_cast<int>(left < max_width ? left : max_width));
+  }
+}
+
+// Calls function(first element, lanes) for the vectors of a range, the last of `elements` perhaps a part.
+template <typename T, typename Function>
+FASTRNN_INLINE void for_each_vector(Range vectors, int64_t elements, Function function) {
+  for (int64_t v = vectors.begin; v < vectors.end; ++v)
+    with_lanes<T>(v, elements, [&](auto lanes) __attribute__((always_inline)) { function(v * Vec<T>::kLanes, lanes); });
+}
+
+// Owned vectors of a row: into scratch (zeros from nullptr), out of it, and zeros.
+template <typename Scalar, typename T>
+__attribute__((noinline)) void load_row(T* to, const Scalar* from, Range vectors, int64_t elements) {
+  for_each_vector<T>(vectors, elements, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+    store(to + j, from ? load(from + j, lanes) : Vec<T>(0), Whole{});
+  });
+}
+template <typename Scalar, typename T>
+__attribute__((noinline)) void store_row(Scalar* to, const T* from, Range vectors, int64_t elements) {
+  for_each_vector<T>(vectors, elements, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+    store(to + j, load(from + j, Whole{}), lanes);
+  });
+}
+template <typename T, typename Scalar>
+__attribute__((noinline)) void clear_row(Scalar* row, Range vectors, int64_t elements) {
+  for_each_vector<T>(vectors, elements,
+                     [&](int64_t j, auto lanes) __attribute__((always_inline)) { store(row + j, Vec<T>(0), lanes); });
+}
+
+template <typename T>
+T* typed(void* data) {
+  return static_cast<T*>(data);
+}
+template <typename T>
+const T* typed(const void* data) {
+  return static_cast<const T*>(data);
+}
+
+// What the engine must know of a cell besides its maths.
+struct CellTraits {
+  int num_gates;
+  bool has_cell;
+  bool has_extra;
+  // Columns of grad_bias per unit: GRU's n_h has one of its own.
+  int num_biases() const { return num_gates + (has_extra ? 1 : 0); }
+};
+template <typename Cell>
+constexpr CellTraits traits_of() {
+  return {Cell::kGates, Cell::kHasCell, Cell::kHasExtra};
+}
+
+// A call: packs the weights and runs each direction. Scratch memory is laid out by the samples' places in the batch's order, so
+// that a row group's rows are neighbours.
+template <typename Acc>
+class Recurrence : public TeamJob {
+ public:
+  void work(int thread) final {
+    const Member member = member_of(split_, thread);
+    if (!member.active) return;
+    const int64_t first = split_.direction_teams == 2 ? member.direction_team : 0;
+    const int64_t last = split_.direction_teams == 2 ? first + 1 : shape_.directions;
+    for (int64_t d = first; d < last; ++d) pack(d, member);
+    team_barriers_[member.direction_team].wait();
+    for (int64_t d = first; d < last; ++d) run(d, member, thread);
+    team_barriers_[member.direction_team].wait();
+    for (int64_t d = first; d < last; ++d) finish(d, member);
+  }
+
+ protected:
+  Recurrence(const Shape& shape, CellTraits cell, bool projected, int64_t l2_bytes)
+      : shape_(shape), cell_(cell), projected_(projected), l2_bytes_(l2_bytes) {}
+
+  virtual void pack(int64_t d, const Member& member) = 0;
+  virtual void run(int64_t d, const Member& member, int thread) = 0;
+  // When every thread has run direction d.
+  virtual void finish(int64_t d, const Member& member) = 0;
+
+  // Divides the work. The recurrent product: `num_outputs` outputs of `num_gates` vectors each, from `num_k` numbers.
+  void share(int num_threads, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs, int num_gates,
+             int64_t num_k) {
+    split_ = choose_split({shape_.directions, shape_.steps, shape_.batch, lines_of(num_vectors<Acc>(num_outputs)),
+                           num_gates * kVectorsPerLine, num_k, kVectorBytes, l2_bytes_},
+                          num_threads);
+    batch_.emplace(shape_, lengths, offsets, split_.row_groups);
+    group_rows_ = shape_.batch / split_.row_groups + 1;
+    hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);
+    state_stride_ = padded_stride<Acc>(shape_.state_size);
+    h_.allocate(states() * state_stride_ * sizeof(Acc));
+    if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
+    packed_.allocate(shape_.directions, num_outputs, num_gates, num_k);
+    exchange_stride_ = padded_stride<Acc>(num_k);
+    exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Acc));
+    scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
+    scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
+    const int num_groups = split_.direction_teams * split_.row_groups;
+    team_barriers_.reset(new Barrier[split_.direction_teams]);
+    group_barriers_.reset(new Barrier[num_groups]);
+    for (int i = 0; i < split_.direction_teams; ++i) team_barriers_[i].set_size(split_.team_size());
+    for (int i = 0; i < num_groups; ++i) group_barriers_[i].set_size(split_.unit_groups);
+  }
+  // The product of a projection, with an exchange of its own.
+  void share_projection(int64_t num_outputs, int64_t num_k) {
+    projection_.allocate(shape_.directions, num_outputs, 1, num_k);
+    projection_stride_ = padded_stride<Acc>(num_k);
+    projection_exchange_.allocate(states() * projection_stride_ * sizeof(Acc));
+  }
+
+  // The vectors of `elements` units that a unit group owns.
+  Range owned(int64_t elements, const Member& member) const {
+    const int64_t vectors = num_vectors<Acc>(elements);
+    const Range lines = share_of(lines_of(vectors), split_.unit_groups, member.unit_group);
+    const int64_t end = lines.end * kVectorsPerLine;
+    return {lines.begin * kVectorsPerLine, end < vectors ? end : vectors};
+  }
+
+  // Calls function(first vector, width) for the owned panels that are this thread's to pack: threads that share them take turns.
+  template <typename Function>
+  void for_each_panel_to_pack(int64_t num_outputs, int width, const Member& member, Function function) const {
+    int64_t turn = 0;
+    for_each_panel(owned(num_outputs, member), width, [&](int64_t v, int panel_width) {
+      if (turn++ % split_.row_groups == member.row_group) function(v, panel_width);
+    });
+  }
+
+  int64_t states() const { return shape_.directions * shape_.batch; }
+
+  const Shape& shape_;
+  const CellTraits cell_;
+  const bool projected_;
+  const int64_t l2_bytes_;
+  Split split_;
+  std::optional<Batch> batch_;
+  int64_t group_rows_ = 0;  // the most samples of a row group
+  int64_t hidden_stride_ = 0, state_stride_ = 0, exchange_stride_ = 0, projection_stride_ = 0, scratch_stride_ = 0;
+  PackedMatrix<Acc> packed_, projection_;
+  Buffer h_, c_, exchange_, projection_exchange_, scratch_;
+  std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
+
+  template <typename>
+  friend class SequenceBase;
+};
+
+// One thread's part of one direction of a call: views of the scratch memory that concern it.
+template <typename Scalar>
+class SequenceBase {
+ protected:
+  using Acc = typename AccOf<Scalar>::type;
+  using V = Vec<Acc>;
+  static constexpr int kLanes = V::kLanes;
+
+  SequenceBase(const Recurrence<Acc>& job, int64_t d, const Member& member, int thread, const void* mask,
+               DropoutSite site)
+      : job_(job),
+        s_(job.shape_),
+        cell_(job.cell_),
+        projected_(job.projected_),
+        batch_(*job.batch_),
+        packed_(job.packed_),
+        projection_(job.projection_),
+        d_(d),
+        num_unit_groups_(job.split_.unit_groups),
+        unit_group_(member.unit_group),
+        barrier_(job.group_barriers_[member.direction_team * job.split_.row_groups + member.row_group]),
+        group_(job.batch_->group(member.row_group)),
+        units_(job.owned(s_.hidden_size, member)),
+        outputs_(job.owned(s_.state_size, member)),
+        hidden_stride_(job.hidden_stride_),
+        state_stride_(job.state_stride_),
+        exchange_stride_(job.exchange_stride_),
+        projection_stride_(job.projection_stride_),
+        h_(rows_of(job.h_, 0, state_stride_)),
+        c_(rows_of(job.c_, 0, hidden_stride_)),
+        exchange_{rows_of(job.exchange_, 0, exchange_stride_), rows_of(job.exchange_, 1, exchange_stride_)},
+        projection_exchange_(rows_of(job.projection_exchange_, 0, projection_stride_)),
+        scratch_(job.scratch_.template as<Acc>() + thread * job.scratch_stride_),
+        state_mask_(site == DropoutSite::kState ? typed<Acc>(mask) : nullptr),
+        candidate_mask_(site == DropoutSite::kCandidate ? typed<Acc>(mask) : nullptr) {}
+
+  // Row of sample `i` of the group in a tensor [D, B, width].
+  int64_t state_row(int64_t i) const { return d_ * s_.batch + group_.samples[i]; }
+  // The time at which sample `i` takes its step `step`, which is its number in the order of forward.
+  int64_t time(int64_t i, int64_t step) const { return d_ == 0 ? step : group_.lengths[i] - 1 - step; }
+
+  template <typename Lanes>
+  FASTRNN_INLINE V keep(int64_t i, int64_t j, Lanes lanes) const {
+    return candidate_mask_ ? load(candidate_mask_ + state_row(i) * s_.hidden_size + j, lanes) : V(1);
+  }
+
+ private:
+  // The group's rows in a scratch array [copies, D, B, stride].
+  Acc* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
+    return buffer.template as<Acc>() + ((copy * s_.directions + d_) * s_.batch + group_.first) * stride;
+  }
+
+ protected:
+  const Recurrence<Acc>& job_;
+  const Shape& s_;
+  const CellTraits cell_;
+  const bool projected_;
+  const Batch& batch_;
+  const PackedMatrix<Acc>&packed_, &projection_;
+  const int64_t d_;
+  const int num_unit_groups_, unit_group_;
+  Barrier& barrier_;
+  const RowGroup group_;
+  const Range units_;    // owned vectors of hidden units
+  const Range outputs_;  // owned vectors of h: the same ones unless there is a projection
+  const int64_t hidden_stride_, state_stride_, exchange_stride_, projection_stride_;
+  Acc* const h_;                     // [group's rows, state_stride]       carried: h, or its gradient
+  Acc* const c_;                     // [group's rows, hidden_stride]      c, or its gradient
+  Acc* const exchange_[2];           // [group's rows, exchange_stride]    what the product reads, of even and odd steps
+  Acc* const projection_exchange_;   // [group's rows, projection_stride]  what the projection's product reads
+  Acc* const scratch_;               // [rows, panel's vectors, lanes]     what a product writes
+  const Acc* const state_mask_;      // [D, B, P]  may be nullptr
+  const Acc* const candidate_mask_;  // [D, B, H]  may be nullptr
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,278 @@
+// Forward: a whole sequence in one parallel region.
+//
+// A thread owns some samples (its row group) and some hidden units with all their gates (its unit group; split.h). It packs
+// its rows of W_hh once. A step is
+//   1. the product of the group's h_{t-1} with the owned panels, a few unit vectors at a time, into a scratch that stays in
+//      the first-level cache,
+//   2. the cell on that scratch: gates, c and h of the owned units; h_t goes to y, and rounded and masked into the exchange,
+//   3. the group's barrier, where there are several unit groups.
+// The exchange holds two steps, so that one barrier is enough: who writes h_t cannot overtake who still reads h_{t-1}.
+// An LSTM with a projection has a second product and barrier in each step: o tanh(c) goes through an exchange of its own.
+#pragma once
+
+#include "recurrence_common.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// All but the cell.
+template <typename Scalar>
+class ForwardSequence : protected SequenceBase<Scalar> {
+ protected:
+  using Base = SequenceBase<Scalar>;
+  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
+      Base::group_;
+  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::outputs_, Base::packed_, Base::projected_,
+      Base::projection_;
+  using Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_, Base::state_mask_,
+      Base::state_row;
+  using Base::state_stride_, Base::time, Base::units_;
+  using typename Base::Acc;
+  using typename Base::V;
+
+ public:
+  // Where a sample's step lies in memory.
+  struct StepRow {
+    Scalar* gates;  // [kGates, H]
+    Scalar* y;      // [P]
+    int64_t saved;  // element of `cells`, `n_h`, `hidden`
+  };
+
+  ForwardSequence(const Recurrence<Acc>& job, const ForwardParams& params, int64_t d, const Member& member, int thread,
+                  StepRow* rows, StepRow* next_rows)
+      : Base(job, d, member, thread, params.mask, params.dropout_site),
+        p_(params),
+        rows_(rows),
+        next_rows_(next_rows) {}
+
+  __attribute__((noinline)) void run() {
+    load_states();
+    barrier_.wait();
+    int64_t live = group_.count;
+    while (live > 0 && group_.lengths[live - 1] == 0) --live;
+    find_rows(next_rows_, live, 0);
+    for (int64_t step = 0; step < group_.steps(); ++step) {
+      while (group_.lengths[live - 1] <= step) --live;
+      std::swap(rows_, next_rows_);
+      find_rows(next_rows_, live, step + 1);
+      h_next_ = exchange_[(step + 1) & 1];
+      cells(live, exchange_[step & 1]);
+      if (projected_) {
+        barrier_.wait();
+        for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { project_panel(live, v, width); });
+      }
+      barrier_.wait();
+    }
+    store_states();
+    if (batch_.padded()) clear_padding();
+  }
+
+ protected:
+  // The owned units of the first `live` samples, from the group's h_{t-1}.
+  virtual void cells(int64_t live, const Acc* h_prev) = 0;
+  ~ForwardSequence() = default;
+
+  // h of sample `i`, outputs j...: carried, stored in y, published.
+  template <typename Lanes>
+  FASTRNN_INLINE void put_h(int64_t i, int64_t j, V h, Lanes lanes) {
+    store(h_ + i * state_stride_ + j, h, Whole{});
+    const V stored = rounded<Scalar>(h);
+    store(rows_[i].y + j, stored, lanes);
+    publish(i, j, stored, lanes);
+  }
+
+  const ForwardParams& p_;
+  StepRow* rows_;       // [group's rows]  of each live sample, this step
+  StepRow* next_rows_;  // [group's rows]  and the next
+
+ private:
+  // A row for each live sample; where its last step has been, that one again.
+  void find_rows(StepRow* rows, int64_t live, int64_t step) const {
+    for (int64_t i = 0; i < live; ++i) {
+      const int64_t last = group_.lengths[i] - 1;
+      const int64_t row = batch_.row(time(i, step < last ? step : last), group_.samples[i]);
+      rows[i].gates = typed<Scalar>(p_.gates) + (d_ * s_.rows + row) * cell_.num_gates * s_.hidden_size;
+      rows[i].y = typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size;
+      rows[i].saved = (d_ * s_.rows + row) * s_.hidden_size;
+    }
+  }
+
+  void load_states() {
+    h_next_ = exchange_[0];
+    for (int64_t i = 0; i < group_.count; ++i) {
+      Acc* const h = h_ + i * state_stride_;
+      load_row(h, typed<Scalar>(p_.h0) + state_row(i) * s_.state_size, outputs_, s_.state_size);
+      for_each_vector<Acc>(outputs_, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        publish(i, j, load(h + j, Whole{}), lanes);
+      });
+      if (cell_.has_cell)
+        load_row(c_ + i * hidden_stride_, typed<Scalar>(p_.c0) + state_row(i) * s_.hidden_size, units_, s_.hidden_size);
+    }
+  }
+
+  // Into the exchange goes h as the product sees it: rounded to storage, masked, rounded again.
+  template <typename Lanes>
+  FASTRNN_INLINE void publish(int64_t i, int64_t j, V h, Lanes lanes) {
+    if (state_mask_) h = rounded<Scalar>(h * load(state_mask_ + state_row(i) * s_.state_size + j, lanes));
+    store(h_next_ + i * exchange_stride_ + j, h, Whole{});
+  }
+
+  void project_panel(int64_t live, int64_t v, int width) {
+    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_);
+    for (int64_t i = 0; i < live; ++i) {
+      for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
+      });
+    }
+  }
+
+  void store_states() const {
+    for (int64_t i = 0; i < group_.count; ++i) {
+      store_row(typed<Scalar>(p_.h_n) + state_row(i) * s_.state_size, h_ + i * state_stride_, outputs_, s_.state_size);
+      if (cell_.has_cell)
+        store_row(typed<Scalar>(p_.c_n) + state_row(i) * s_.hidden_size, c_ + i * hidden_stride_, units_,
+                  s_.hidden_size);
+    }
+  }
+
+  // Zeros for the steps that do not exist; `hidden` too, since dW_hr multiplies it with grad_h's zeros there.
+  void clear_padding() const {
+    for (int64_t i = 0; i < group_.count; ++i) {
+      for (int64_t t = group_.lengths[i]; t < s_.steps; ++t) {
+        const int64_t row = batch_.row(t, group_.samples[i]);
+        clear_row<Acc>(typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size, outputs_, s_.state_size);
+        if (projected_ && p_.save)
+          clear_row<Acc>(typed<Scalar>(p_.hidden) + (d_ * s_.rows + row) * s_.hidden_size, units_, s_.hidden_size);
+      }
+    }
+  }
+
+  Acc* h_next_ = nullptr;
+};
+
+template <typename Scalar, typename Cell>
+class ForwardCells final : public ForwardSequence<Scalar> {
+  using Base = ForwardSequence<Scalar>;
+  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes, Base::next_rows_,
+      Base::p_;
+  using Base::packed_, Base::projected_, Base::projection_exchange_, Base::projection_stride_, Base::rows_, Base::s_,
+      Base::scratch_;
+  using Base::state_stride_, Base::units_;
+  using typename Base::Acc;
+  using typename Base::V;
+  static constexpr int kGates = Cell::kGates;
+
+ public:
+  using typename Base::StepRow;
+  // Unit vectors of a panel.
+  static constexpr int kWidth = kMaxVectors / kGates;
+
+  using Base::Base;
+
+ private:
+  void cells(int64_t live, const Acc* h_prev) override {
+    for_each_panel(units_, kWidth, [&](int64_t v, int width) { cells_of_panel(live, h_prev, v, width); });
+  }
+
+  void cells_of_panel(int64_t live, const Acc* h_prev, int64_t v, int width) {
+    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_);
+    const bool last = v + width >= units_.end;
+    const StepRow* const rows_ahead = last ? next_rows_ : rows_;
+    const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
+    for (int u = 0; u < width; ++u) {
+      with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
+        for (int64_t i = 0; i < live; ++i) {
+          if (u == 0) prefetch(rows_ahead[i], ahead);
+          cell(i, (v + u) * kLanes, scratch_ + (i * width + u) * kGates * kLanes, lanes);
+        }
+      });
+    }
+  }
+
+  // What the next panel's cells touch is a cache line here and there, which no hardware foresees; the product in between
+  // hides their way.
+  FASTRNN_INLINE void prefetch(const StepRow& row, int64_t j) const {
+    for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(row.gates + gate * s_.hidden_size + j, 1);
+    __builtin_prefetch(row.y + j, 1);
+    if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
+  }
+
+  // The cell of sample `i`, units j...; `products`: the recurrent product of each gate.
+  template <typename Lanes>
+  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* products, Lanes lanes) {
+    const StepRow row = rows_[i];
+    V x[kGates], r[kGates], gates[kGates], extra(0);
+    for (int gate = 0; gate < kGates; ++gate) {
+      x[gate] = load(row.gates + gate * s_.hidden_size + j, lanes);
+      r[gate] = load(products + gate * kLanes, Whole{});
+    }
+    State<V> prev{V(0), V(0)};
+    if constexpr (Cell::kHasExtra) {
+      if (p_.b_hn[d_]) r[kGates - 1] += load(typed<Scalar>(p_.b_hn[d_]) + j, lanes);
+      prev.h = load(h_ + i * state_stride_ + j, Whole{});
+    }
+    Acc* const c = c_ + i * hidden_stride_ + j;
+    if constexpr (Cell::kHasCell) prev.c = load(c, Whole{});
+
+    const State<V> next = Cell::forward(x, r, prev, this->keep(i, j, lanes), gates, extra);
+
+    if constexpr (Cell::kHasCell) store(c, next.c, Whole{});
+    if (p_.save) {
+      if constexpr (kGates > 1)
+        for (int gate = 0; gate < kGates; ++gate) store(row.gates + gate * s_.hidden_size + j, gates[gate], lanes);
+      if constexpr (Cell::kHasCell) store(typed<Acc>(p_.cells) + row.saved + j, next.c, lanes);
+      if constexpr (Cell::kHasExtra) store(typed<Scalar>(p_.n_h) + row.saved + j, extra, lanes);
+    }
+    if constexpr (Cell::kHasCell) {
+      if (projected_) {
+        const V hidden = rounded<Scalar>(next.h);
+        store(projection_exchange_ + i * projection_stride_ + j, hidden, Whole{});
+        if (p_.save) store(typed<Scalar>(p_.hidden) + row.saved + j, hidden, lanes);
+        return;
+      }
+    }
+    this->put_h(i, j, next.h, lanes);
+  }
+};
+
+template <typename Scalar, typename Cell>
+class Forward final : public Recurrence<typename AccOf<Scalar>::type> {
+  using Sequence = ForwardCells<Scalar, Cell>;
+  using StepRow = typename Sequence::StepRow;
+
+ public:
+  Forward(const ForwardParams& params, int64_t l2_bytes)
+      : Recurrence<typename AccOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr, l2_bytes),
+        p_(params) {}
+
+ private:
+  void prepare(int num_threads) override {
+    const Shape& s = p_.shape;
+    this->share(num_threads, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates, s.state_size);
+    if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
+    rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
+    rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
+  }
+
+  void pack(int64_t d, const Member& member) override {
+    this->for_each_panel_to_pack(p_.shape.hidden_size, Sequence::kWidth, member, [&](int64_t v, int width) {
+      this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), d, v, width);
+    });
+    if (!this->projected_) return;
+    this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
+      this->projection_.pack_rows(typed<Scalar>(p_.w_hr[d]), d, v, width);
+    });
+  }
+
+  void run(int64_t d, const Member& member, int thread) override {
+    StepRow* const rows = rows_.as<StepRow>() + 2 * thread * rows_stride_;
+    Sequence(*this, p_, d, member, thread, rows, rows + rows_stride_).run();
+  }
+
+  void finish(int64_t, const Member&) override {}
+
+  const ForwardParams& p_;
+  int64_t rows_stride_ = 0;
+  Buffer rows_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,141 @@
+// exp, sigmoid and tanh of vectors, and what else cells.h asks of its accumulator type.
+//
+// Both functions rest on exp(x) - 1 for x <= 0, split as x = n ln2 + r with |r| <= ln2 / 2:
+//   exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1),
+// exp(r) - 1 being a polynomial. Nothing cancels: sigmoid(x) is e / (1 + e) or 1 / (1 + e) with e = exp(-|x|), tanh(|x|) is
+// -m / (2 + m) with m = exp(-2|x|) - 1. Errors, subnormal results included: at most 2 units in the last place, 2.5 where
+// the target has no FMA (tests/cpp/simd_accuracy.cpp).
+#pragma once
+
+#include "simd.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// exp(r) - 1 = r + r^2 p(r).
+template <typename T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2e = 1.44269504f;
+  // ln2 in two parts; the first has 9 bits, so that its multiples are exact also without FMA.
+  static constexpr float kLn2High = 0.693359375f;
+  static constexpr float kLn2Low = -2.12194440e-4f;
+  static constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
+  static constexpr int kFractionBits = 23;
+  static constexpr int kBias = 127;
+  static constexpr float kSmallest = -104.0f;  // exp is 0 below
+  // Best in the relative error of exp(r) - 1, which is 1.3e-8.
+  static constexpr float kPolynomial[] = {0.499999981441f, 0.166665431781f, 0.0416672017749f, 0.00836658033255f,
+                                          0.00138825104114f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2e = 1.4426950408889634;
+  static constexpr double kLn2High = 0x1.62e42fefap-1;  // 32 bits
+  static constexpr double kLn2Low = 0x1.cf79abc9e3b3ap-40;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr int kFractionBits = 52;
+  static constexpr int kBias = 1023;
+  static constexpr double kSmallest = -746.0;
+  // Taylor's series to r^14: the rest is below 1e-18.
+  static constexpr double kPolynomial[] = {
+      1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,          1.0 / 5040,         1.0 / 40320,
+      1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0, 1.0 / 87178291200.0};
+};
+
+// x = n ln2 + r:  returns exp(r) - 1 and leaves 2^(n + kShift) in `scale`.
+template <int kShift, typename T>
+FASTRNN_INLINE Vec<T> exp_reduced(Vec<T> x, Vec<T>& scale) {
+  using C = ExpConstants<T>;
+  using V = Vec<T>;
+  // The exponent's bias rides along, so that a shift alone makes the power of two.
+  constexpr T kBiased = C::kRound + (C::kBias + kShift);
+  const V shifted = x * V(C::kLog2e) + V(kBiased);
+  const V n = shifted - V(kBiased);
+  scale = V::of_bits(shifted.bits() << C::kFractionBits);
+  const V r = (x - n * V(C::kLn2High)) - n * V(C::kLn2Low);
+  // Even and odd terms apart: two chains of half the length, since it is the latency that limits a cell.
+  constexpr int kTerms = sizeof(C::kPolynomial) / sizeof(T);
+  static_assert(kTerms % 2 == 1);
+  const V r2 = r * r;
+  V even(C::kPolynomial[kTerms - 1]), odd(C::kPolynomial[kTerms - 2]);
+#pragma GCC unroll 16
+  for (int i = kTerms - 3; i >= 0; i -= 2) {
+    even = even * r2 + V(C::kPolynomial[i]);
+    if (i > 0) odd = odd * r2 + V(C::kPolynomial[i - 1]);
+  }
+  return r + r2 * (even + odd * r);
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> abs(Vec<T> x) {
+  using Bits = typename Vec<T>::Bits;
+  return Vec<T>::of_bits(x.bits() & ~(Bits{} + (typename Vec<T>::Int{1} << (8 * sizeof(T) - 1))));
+}
+
+// `x`, but never below `least`; NaN stays.
+template <typename T>
+FASTRNN_INLINE Vec<T> at_least(Vec<T> x, Vec<T> least) {
+  return select(x < least, least, x);
+}
+
+// exp(x) for x <= 0, subnormal results included.
+template <typename T>
+FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
+  constexpr int kShift = 64;  // keeps the power of two normal down to the smallest subnormal
+  Vec<T> scale;
+  const Vec<T> p = exp_reduced<kShift>(at_least(x, Vec<T>(ExpConstants<T>::kSmallest)), scale);
+  return (scale + scale * p) * Vec<T>(T(0x1p-64));
+}
+
+// a / (big + small), to about half a unit in the last place, where big >= |small| are given and big + small is in [1, 2].
+// The rounding of the sum and of the division, 1.5 units together, is taken back by one step of refinement.
+template <typename T>
+FASTRNN_INLINE Vec<T> quotient(Vec<T> a, T big, Vec<T> small) {
+  using V = Vec<T>;
+  const V sum = V(big) + small;
+  const V lost = (V(big) - sum) + small;
+#if defined(FASTRNN_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    // Its division takes longer than all the rest. (maskz: as in simd.h.)
+    const V reciprocal = V::of(_mm512_maskz_rcp14_ps(0xffff, sum.raw));
+    const V value = a * reciprocal;
+    return value + reciprocal * ((a - value * sum) - value * lost);
+  }
+#endif
+  const V value = a / sum;
+  // 1 / sum within 5%: the step is small.
+  const V reciprocal = V(T(1.457)) - V(T(0.5)) * sum;
+  const V residual = kHasFma ? (a - value * sum) - value * lost : -(value * lost);
+  return value + reciprocal * residual;
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  const Vec<T> e = exp_negative(-abs(x));
+  return quotient(select(x < Vec<T>(0), e, Vec<T>(1)), T(1), e);
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
+  const Vec<T> magnitude = abs(x);
+  Vec<T> scale;
+  const Vec<T> p = exp_reduced<0>(at_least(Vec<T>(-2) * magnitude, Vec<T>(-40)), scale);
+  const Vec<T> m = scale * p + (scale - Vec<T>(1));
+  const Vec<T> value = quotient(Vec<T>(0) - m, T(2), m);  // 0 - m, not -m: tanh(0) is +0
+  return Vec<T>::of_bits(value.bits() | (x.bits() ^ magnitude.bits()));
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
+  return select(x < Vec<T>(0), Vec<T>(0), x);
+}
+
+template <typename T>
+FASTRNN_INLINE Vec<T> positive(Vec<T> x, Vec<T> value) {
+  return select(x > Vec<T>(0), value, Vec<T>(0));
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,3 @@
+#include "../portable_launch.cuh"
+
+template struct fastrnn::cuda::PortableKernels<double>;

@@ -1,0 +1,35 @@
+// Where the steps of a sample lie in memory (params.h: Rows).
+#pragma once
+
+#include "../params.h"
+#include "storage.cuh"
+
+namespace fastrnn::cuda {
+
+struct Rows {
+  int64_t steps, batch, rows;
+  const int64_t* lengths;
+  const int64_t* offsets;
+
+  template <typename Params>
+  FASTRNN_DEVICE static Rows of(const Params& params) {
+    return {params.shape.steps, params.shape.batch, params.shape.rows, params.lengths, params.offsets};
+  }
+
+  FASTRNN_DEVICE int64_t length(int64_t sample) const {
+    if (lengths) {
+      const int64_t length = lengths[sample];
+      return length < 0 ? 0 : length > steps ? steps : length;
+    }
+    if (!offsets) return steps;
+    int64_t length = 0;
+    while (length < steps && sample < (length + 1 < steps ? offsets[length + 1] : rows) - offsets[length]) ++length;
+    return length;
+  }
+
+  FASTRNN_DEVICE int64_t row(int64_t step, int64_t sample) const {
+    return offsets ? offsets[step] + sample : step * batch + sample;
+  }
+};
+
+}  // namespace fastrnn::cuda

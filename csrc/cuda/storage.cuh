@@ -1,0 +1,36 @@
+// Storage types of the CUDA kernels, and the type each is computed in.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#define FASTRNN_DEVICE __device__ __forceinline__
+// The kernel's shared memory: one buffer whose size the launch decides.
+#define FASTRNN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+
+namespace fastrnn::cuda {
+
+template <typename Scalar>
+using AccOf = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
+FASTRNN_DEVICE float load(const float* p) { return *p; }
+FASTRNN_DEVICE double load(const double* p) { return *p; }
+FASTRNN_DEVICE float load(const __half* p) { return __half2float(*p); }
+FASTRNN_DEVICE float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
+
+FASTRNN_DEVICE void store(float* p, float x) { *p = x; }
+FASTRNN_DEVICE void store(double* p, double x) { *p = x; }
+FASTRNN_DEVICE void store(__half* p, float x) { *p = __float2half_rn(x); }
+FASTRNN_DEVICE void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16_rn(x); }
+
+// x as it reads back once it was stored.
+template <typename Scalar>
+FASTRNN_DEVICE AccOf<Scalar> rounded(AccOf<Scalar> x) {
+  Scalar stored;
+  store(&stored, x);
+  return load(&stored);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,54 @@
+// The operators on the CPU.
+#include <torch/csrc/stable/ops.h>
+
+#include "../cpu/engine.h"
+#include "../cpu/matmul.h"
+#include "../cpu/norms.h"
+#include "norms.h"
+#include "tensors.h"
+
+namespace fastrnn::ops {
+namespace {
+
+int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+void forward(const ForwardParams& params, const Call& call) {
+  refuse_plan(call, "CPU");
+  cpu::recurrence_forward(params, num_threads());
+}
+
+void backward(const BackwardParams& params, const Call& call) {
+  refuse_plan(call, "CPU");
+  cpu::recurrence_backward(params, num_threads());
+}
+
+std::string cpu_isa() { return cpu::isa(); }
+
+void multiply(const MatmulParams& params) { cpu::matmul(params, num_threads()); }
+
+void sum_of_squares(const std::vector<Tensor>& tensors, const Tensor& out) {
+  const Arguments arguments("out", out);
+  auto* total = static_cast<double*>(arguments.out({"out", out}, ScalarType::Double, {1}));
+  *total = cpu::sum_of_squares(spans_of(tensors), num_threads());
+}
+
+void scale(const std::vector<Tensor>& tensors, const Tensor& factor) {
+  const Arguments arguments("factor", factor);
+  const double value = *static_cast<const double*>(arguments.in({"factor", factor}, ScalarType::Double, {1}));
+  if (value != 1) cpu::scale(spans_of(tensors), value, num_threads());
+}
+
+}  // namespace
+}  // namespace fastrnn::ops
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
+  m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
+  m.impl("matmul", TORCH_BOX(&fastrnn::ops::matmul<fastrnn::ops::multiply>));
+  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares));
+  m.impl("scale_", TORCH_BOX(&fastrnn::ops::scale));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&fastrnn::ops::cpu_isa));
+}

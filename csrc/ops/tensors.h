@@ -1,0 +1,285 @@
+// From an operator's arguments to its parameter struct (params.h). Every backend registers these operators with a function
+// of its own that runs the filled struct, so that the schema's order of arguments and the checks are written once.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+
+namespace fastrnn::ops {
+
+using TensorList = std::vector<Tensor>;
+
+// What a backend is told beside the parameters.
+struct Call {
+  int32_t device_index;
+  const std::string& plan;  // the plan asked for by name; empty: the backend chooses
+};
+
+inline void refuse_plan(const Call& call, const char* backend) {
+  if (!call.plan.empty())
+    fail("plan is \"", call.plan, "\", but the ", backend, " backend has no plans to choose from");
+}
+
+template <typename Enum>
+Enum checked_enum(const char* name, int64_t value, Enum last) {
+  if (value < 0 || value > static_cast<int64_t>(last))
+    fail(name, " is ", value, ", expected 0 to ", static_cast<int64_t>(last));
+  return static_cast<Enum>(value);
+}
+
+inline int64_t num_gates(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm: return 4;
+    case CellKind::kGru: return 3;
+    default: return 1;
+  }
+}
+
+inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* sizes) {
+  if (tensor.dim() != dim) fail(name, " has shape ", list_text(tensor.sizes()), ", expected ", sizes);
+}
+
+// `norms` knows the number of steps where an empty batch hides it.
+inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, const TensorList& w_hr, const Tensor& h0,
+                        const OptionalTensor& offsets, const OptionalTensor& norms) {
+  Shape shape{};
+  shape.cell = checked_enum("cell", cell, CellKind::kGru);
+  check_dim(name, gates, 3, "[directions, rows, gates * hidden_size]");
+  check_dim("h0", h0, 3, "[directions, batch, state_size]");
+  shape.scalar = scalar_kind(name, gates);
+  shape.directions = gates.size(0);
+  shape.rows = gates.size(1);
+  shape.hidden_size = gates.size(2) / num_gates(shape.cell);
+  shape.batch = h0.size(1);
+  shape.state_size = h0.size(2);
+  if (shape.directions < 1 || shape.directions > kMaxDirections)
+    fail(name, " has shape ", list_text(gates.sizes()), ", expected 1 or 2 directions");
+  if (shape.hidden_size < 1 || gates.size(2) % num_gates(shape.cell))
+    fail(name, " has shape ", list_text(gates.sizes()), ", expected ", num_gates(shape.cell),
+         " * hidden_size at the end");
+  const bool projects = shape.cell == CellKind::kLstm && !w_hr.empty();
+  if (shape.state_size < 1 || (shape.state_size != shape.hidden_size && !projects))
+    fail("h0 has shape ", list_text(h0.sizes()), ", expected the hidden size ", shape.hidden_size, " at the end");
+  if (offsets) {
+    check_dim("offsets", *offsets, 1, "[steps]");
+    shape.steps = offsets->size(0);
+    return shape;
+  }
+  if (shape.batch > 0) {
+    shape.steps = shape.rows / shape.batch;
+  } else if (norms && norms->dim() == 3) {
+    shape.steps = norms->size(1);
+  }
+  if (shape.rows != shape.steps * shape.batch)
+    fail(name, " has ", shape.rows, " rows, expected a multiple of the batch size ", shape.batch);
+  return shape;
+}
+
+// Values can be read without a copy and a wait on the CPU alone; kernels of other devices clamp lengths to [0, steps].
+inline void check_length_values(const int64_t* lengths, const Shape& shape) {
+  for (int64_t b = 0; b < shape.batch; ++b)
+    if (lengths[b] < 0 || lengths[b] > shape.steps)
+      fail("lengths[", b, "] is ", lengths[b], " but the sequence has ", shape.steps, " steps");
+}
+
+// Step t has the rows from offsets[t] to offsets[t + 1]: they have to lie inside the tensors, never grow in number, and be as
+// many as there are sequences longer than t.
+inline void check_packed_values(const int64_t* offsets, const int64_t* lengths, const Shape& shape) {
+  for (int64_t b = 1; lengths && b < shape.batch; ++b)
+    if (lengths[b] > lengths[b - 1])
+      fail("lengths[", b, "] is ", lengths[b], " after ", lengths[b - 1],
+           ", expected falling lengths in a packed batch");
+  if (shape.steps > 0 && offsets[0] != 0) fail("offsets[0] is ", offsets[0], ", expected 0");
+  if (shape.steps == 0 && shape.rows != 0) fail("gates has ", shape.rows, " rows, but offsets has no steps");
+  int64_t running = shape.batch;
+  for (int64_t t = 0; t < shape.steps; ++t) {
+    const int64_t end = t + 1 < shape.steps ? offsets[t + 1] : shape.rows;
+    while (lengths && running > 0 && lengths[running - 1] <= t) --running;
+    // Written without a difference that could overflow.
+    const bool fits = offsets[t] <= end && end <= shape.rows && end - offsets[t] <= running;
+    if (!fits || (lengths && end - offsets[t] != running))
+      fail("offsets gives step ", t, " the rows from ", offsets[t], " to ", end, " of ", shape.rows, ", expected ",
+           lengths ? "" : "at most ", running, " rows");
+    running = end - offsets[t];
+  }
+}
+
+// Addresses of lengths and offsets.
+inline std::pair<const int64_t*, const int64_t*> read_ragged(const Arguments& arguments, const OptionalTensor& lengths,
+                                                             const OptionalTensor& offsets, const Shape& shape) {
+  const auto read = [&](const char* name, const OptionalTensor& tensor, int64_t size) {
+    return static_cast<const int64_t*>(arguments.in({name, tensor}, ScalarType::Long, {size}));
+  };
+  const int64_t* lengths_data = read("lengths", lengths, shape.batch);
+  const int64_t* offsets_data = read("offsets", offsets, shape.steps);
+  if (lengths && lengths->is_cpu()) check_length_values(lengths_data, shape);
+  if (offsets && offsets->is_cpu()) check_packed_values(offsets_data, lengths_data, shape);
+  return {lengths_data, offsets_data};
+}
+
+inline const void* read_mask(const Arguments& arguments, const OptionalTensor& mask, DropoutSite site,
+                             const Shape& shape) {
+  const bool on_state = site == DropoutSite::kState;
+  if (mask && !on_state && num_gates(shape.cell) == 1)
+    fail("dropout_site is candidate, but an RNN has no candidate apart from its state");
+  return arguments.in({"mask", mask}, arguments.acc(),
+                      {shape.directions, shape.batch, on_state ? shape.state_size : shape.hidden_size});
+}
+
+template <void (*run)(const ForwardParams&, const Call&)>
+void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates, const TensorList& w_hh,
+                        const TensorList& b_hn, const TensorList& w_hr, const Tensor& h0, const OptionalTensor& c0,
+                        const OptionalTensor& mask, const OptionalTensor& lengths, const OptionalTensor& offsets,
+                        const Tensor& y, const Tensor& h_n, const OptionalTensor& c_n, bool save,
+                        const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
+                        const std::string& plan) {
+  const Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
+  const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
+  const int64_t G = num_gates(kind);
+  const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
+
+  const Arguments arguments("gates", gates);
+  const ScalarType scalar = arguments.scalar(), acc = arguments.acc();
+  ForwardParams params{};
+  params.shape = shape;
+  params.dropout_site = checked_enum("dropout_site", dropout_site, DropoutSite::kCandidate);
+  params.gates = arguments.out({"gates", gates}, scalar, {D, rows, G * H});
+  arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
+  arguments.in_list("b_hn", b_hn, gru && !b_hn.empty(), D, {H}, params.b_hn);
+  arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
+  params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
+  params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
+  params.mask = read_mask(arguments, mask, params.dropout_site, shape);
+  std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
+  params.y = arguments.out({"y", y}, scalar, {rows, D * P});
+  params.h_n = arguments.out({"h_n", h_n}, scalar, {D, batch, P});
+  params.c_n = arguments.out(Argument("c_n", c_n).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
+  params.save = save;
+  params.cells =
+      arguments.out(Argument("cells", cells).exactly_if(save && lstm, "an LSTM that saves"), acc, {D, rows, H});
+  params.n_h = arguments.out(Argument("n_h", n_h).exactly_if(save && gru, "a GRU that saves"), scalar, {D, rows, H});
+  params.hidden = arguments.out(Argument("hidden", hidden).exactly_if(save && projects, "an LSTM with w_hr that saves"),
+                                scalar, {D, rows, H});
+  run(params, Call{gates.get_device_index(), plan});
+}
+
+template <void (*run)(const BackwardParams&, const Call&)>
+void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTensor& gates, const OptionalTensor& cells,
+                         const OptionalTensor& n_h, const Tensor& y, const TensorList& w_hh, const TensorList& w_hr,
+                         const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& mask,
+                         const OptionalTensor& lengths, const OptionalTensor& offsets, const OptionalTensor& grad_y,
+                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, int64_t clip_mode,
+                         double clip_threshold, const OptionalTensor& grad_scale, const OptionalTensor& norms,
+                         const OptionalTensor& clipped, const Tensor& grad_gates, const OptionalTensor& grad_n_h,
+                         const OptionalTensor& grad_h, const Tensor& grad_h0, const OptionalTensor& grad_c0,
+                         const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const std::string& plan) {
+  const Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
+  const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
+  const int64_t G = num_gates(kind);
+  const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
+
+  const Arguments arguments("grad_gates", grad_gates);
+  const ScalarType scalar = arguments.scalar(), acc = arguments.acc();
+  BackwardParams params{};
+  params.shape = shape;
+  params.dropout_site = checked_enum("dropout_site", dropout_site, DropoutSite::kCandidate);
+  params.gates =
+      arguments.in(Argument("gates", gates).exactly_if(lstm || gru, "an LSTM or GRU"), scalar, {D, rows, G * H});
+  params.cells = arguments.in(Argument("cells", cells).exactly_if(lstm, "an LSTM"), acc, {D, rows, H});
+  params.n_h = arguments.in(Argument("n_h", n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
+  params.y = arguments.in({"y", y}, scalar, {rows, D * P});
+  arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
+  arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
+  params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
+  params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
+  params.mask = read_mask(arguments, mask, params.dropout_site, shape);
+  std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
+  params.grad_y = arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
+  params.grad_h_n = arguments.in({"grad_h_n", grad_h_n}, scalar, {D, batch, P});
+  if (!lstm) Argument("grad_c_n", grad_c_n).exactly_if(false, "an LSTM");
+  params.grad_c_n = arguments.in({"grad_c_n", grad_c_n}, scalar, {D, batch, H});
+  params.clip_mode = checked_enum("clip_mode", clip_mode, ClipMode::kValue);
+  params.clip_threshold = clip_threshold;
+  if (params.clip_mode != ClipMode::kNone && !(clip_threshold > 0))
+    fail("clip_threshold is ", clip_threshold, ", expected a positive number");
+  const bool wraps_scale = grad_scale && grad_scale->dim() == 1;
+  params.grad_scale =
+      static_cast<const float*>(wraps_scale ? arguments.in({"grad_scale", grad_scale}, ScalarType::Float, {1})
+                                            : arguments.in({"grad_scale", grad_scale}, ScalarType::Float, {}));
+  params.norms = arguments.out({"norms", norms}, acc, {D, steps, batch});
+  params.clipped = static_cast<bool*>(arguments.out({"clipped", clipped}, ScalarType::Bool, {D, steps, batch}));
+  params.grad_gates = arguments.out({"grad_gates", grad_gates}, scalar, {D, rows, G * H});
+  params.grad_n_h = arguments.out(Argument("grad_n_h", grad_n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
+  params.grad_h =
+      arguments.out(Argument("grad_h", grad_h).exactly_if(projects, "an LSTM with w_hr"), scalar, {D, rows, P});
+  params.grad_h0 = arguments.out({"grad_h0", grad_h0}, scalar, {D, batch, P});
+  params.grad_c0 = arguments.out(Argument("grad_c0", grad_c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
+  params.grad_bias = arguments.out({"grad_bias", grad_bias}, acc, {D, (gru ? G + 1 : G) * H});
+  params.h_prev = arguments.out({"h_prev", h_prev}, scalar, {D, rows, P});
+  run(params, Call{grad_gates.get_device_index(), plan});
+}
+
+// Strides of a matrix of which one has to be 1; along a dimension of one element any stride is.
+struct MatrixStrides {
+  int64_t row, col;
+};
+
+inline MatrixStrides read_strides(const char* name, const Tensor& matrix) {
+  MatrixStrides strides{matrix.stride(0), matrix.stride(1)};
+  if (strides.row != 1 && strides.col != 1) {
+    if (matrix.size(1) <= 1) {
+      strides.col = 1;
+    } else if (matrix.size(0) <= 1) {
+      strides.row = 1;
+    } else {
+      fail(name, " has strides ", list_text(matrix.strides()), ", expected rows or columns without gaps");
+    }
+  }
+  return strides;
+}
+
+template <void (*run)(const MatmulParams&)>
+void matmul(const Tensor& a, const Tensor& b, const TensorList& biases, const Tensor& out, bool accumulate) {
+  check_dim("a", a, 2, "[m, k]");
+  check_dim("b", b, 2, "[k, n]");
+  check_dim("out", out, 2, "[m, n]");
+  MatmulParams params{};
+  params.scalar = scalar_kind("a", a);
+  params.m = a.size(0);
+  params.k = a.size(1);
+  params.n = b.size(1);
+  const Arguments arguments("a", a);
+  if (b.size(0) != params.k) fail("b has shape ", list_text(b.sizes()), ", expected ", params.k, " rows");
+  if (out.size(0) != params.m || out.size(1) != params.n)
+    fail("out has shape ", list_text(out.sizes()), ", expected [", params.m, ", ", params.n, ']');
+  for (const Argument& argument : {Argument("b", b), Argument("out", out)}) {
+    arguments.check_dtype(argument, arguments.scalar());
+    arguments.check_device(argument);
+  }
+  if (biases.size() > 2) fail("biases has ", biases.size(), " tensors, expected at most 2");
+  for (size_t i = 0; i < biases.size(); ++i)
+    params.bias[i] = arguments.in({"biases[" + std::to_string(i) + ']', biases[i]}, arguments.scalar(), {params.n});
+  const MatrixStrides a_strides = read_strides("a", a), b_strides = read_strides("b", b);
+  params.a = a.const_data_ptr();
+  params.a_row = a_strides.row;
+  params.a_col = a_strides.col;
+  params.b = b.const_data_ptr();
+  params.b_row = b_strides.row;
+  params.b_col = b_strides.col;
+  const bool gapless = params.n <= 1 || out.stride(1) == 1;
+  if (!gapless || (params.m > 1 && out.stride(0) < params.n))
+    fail("out has strides ", list_text(out.strides()), ", expected rows of ", params.n, " without gaps or overlap");
+  params.out = out.mutable_data_ptr();
+  params.out_row = std::max(out.stride(0), params.n);
+  params.accumulate = accumulate;
+  run(params);
+}
+
+}  // namespace fastrnn::ops

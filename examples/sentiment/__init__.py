@@ -1,0 +1,1 @@
+"""Sentiment of real sentences, with torch.nn and with fastrnn: ``python -m examples.sentiment``."""

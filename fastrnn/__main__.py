@@ -1,0 +1,3 @@
+from fastrnn.info import report
+
+print(report())

@@ -1,0 +1,281 @@
+"""The operators of one layer's recurrence: allocation around ``torch.ops.fastrnn.*``, and the large matrix products.
+
+Each function takes the backend's name and has the reference's signature and results (``fastrnn.reference``), so that the
+autograd functions are written once. The C++ operators only fill tensors they are given; they never allocate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import _library, reference
+from fastrnn.reference import CELLS, NUM_GATES, Backward, Forward, compute_dtype
+
+DROPOUT_SITES = ("state", "candidate")
+CLIP_MODES = (None, "norm", "value")
+
+_NAMESPACES = {"cpu": "fastrnn", "cuda": "fastrnn", "emulated": "fastrnn_emulated"}
+
+
+def register_fakes(namespace: str) -> None:
+    """Tell torch.compile that the operators of a namespace return nothing; what they write has been allocated by then."""
+    for name in ("recurrence_forward", "recurrence_backward", "matmul"):
+        if hasattr(getattr(torch.ops, namespace), name):
+            torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
+
+
+if _library.is_loaded("cpu"):
+    register_fakes("fastrnn")
+
+
+def _operator(backend: str, name: str) -> Any:
+    return getattr(getattr(torch.ops, _NAMESPACES[backend]), name).default
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
+    """The operators take rows in one dimension, padded or packed. A view where the tensor is contiguous."""
+    if tensor is None:
+        return None
+    return tensor.contiguous().flatten(rows_dim, -2)
+
+
+def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
+    """What the operators wrote, in the caller's rows."""
+    if len(rows) == 1:
+        return tensor
+    return tensor.view(*tensor.shape[:rows_dim], *rows, tensor.size(-1))
+
+
+# ------------------------------------------------------------------------------------------------------- recurrence
+
+
+def recurrence_forward(
+    backend: str,
+    cell: str,
+    dropout_site: str,
+    gates: Tensor,
+    w_hh: list[Tensor],
+    b_hn: list[Tensor],
+    w_hr: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    save: bool,
+    plan: str,
+) -> Forward:
+    """One layer's whole sequence, both directions (csrc/params.h: ForwardParams).
+
+    ``gates`` is consumed: the backend may write the activated gates over it. Without ``save`` nothing that backward needs
+    is kept.
+    """
+    if backend == "reference":
+        return reference.recurrence_forward(cell, dropout_site, gates, w_hh, b_hn, w_hr, h0, c0, mask, lengths, offsets)
+    acc = compute_dtype(gates.dtype)
+    num_directions, _, state_size = h0.shape
+    rows = gates.shape[1:-1]
+    num_rows = math.prod(rows)
+    hidden_size = w_hh[0].size(0) // NUM_GATES[cell]
+    per_unit = (num_directions, num_rows, hidden_size)
+    # In its final shape: a function's output that is a view could not be modified in place.
+    y = gates.new_empty((*rows, num_directions * state_size))
+    h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    cells = gates.new_empty(per_unit, dtype=acc) if save and cell == "lstm" else None
+    n_h = gates.new_empty(per_unit) if save and cell == "gru" else None
+    hidden = gates.new_empty(per_unit) if save and w_hr else None
+    has_gates = save and cell in ("lstm", "gru")
+    _operator(backend, "recurrence_forward")(
+        CELLS.index(cell),
+        DROPOUT_SITES.index(dropout_site),
+        gates.view(num_directions, num_rows, gates.size(-1)),
+        [w.contiguous() for w in w_hh],
+        [b.contiguous() for b in b_hn],
+        [w.contiguous() for w in w_hr],
+        h0.contiguous(),
+        _contiguous(c0),
+        _contiguous(mask),
+        _contiguous(lengths),
+        _contiguous(offsets),
+        y.view(num_rows, num_directions * state_size),
+        h_n,
+        c_n,
+        save,
+        cells,
+        n_h,
+        hidden,
+        plan,
+    )
+    cells, n_h, hidden = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h, hidden))
+    return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden)
+
+
+def recurrence_backward(
+    backend: str,
+    cell: str,
+    dropout_site: str,
+    forward: Forward,
+    w_hh: list[Tensor],
+    w_hr: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    *,
+    clip_mode: str | None,
+    clip_threshold: float,
+    grad_scale: Tensor | None,
+    record: bool,
+    need_h_prev: bool,
+    plan: str,
+) -> Backward:
+    """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams)."""
+    gates, y = forward.gates, forward.y
+    if backend == "reference":
+        return reference.recurrence_backward(
+            cell, dropout_site, gates, forward.cells, forward.n_h, y, w_hh, w_hr, h0, c0, mask, lengths, offsets,
+            grad_y, grad_h_n, grad_c_n, clip_mode, clip_threshold, grad_scale,
+        )  # fmt: skip
+    acc = compute_dtype(y.dtype)
+    num_directions, batch, state_size = h0.shape
+    rows = y.shape[:-1]
+    num_rows = math.prod(rows)
+    steps = rows[0] if offsets is None else offsets.size(0)
+    num_sums = 4 if cell == "gru" else NUM_GATES[cell]
+    hidden_size = w_hh[0].size(0) // NUM_GATES[cell]
+    grad_gates = y.new_empty((num_directions, num_rows, w_hh[0].size(0)))
+    grad_n_h = y.new_empty((num_directions, num_rows, hidden_size)) if cell == "gru" else None
+    per_state = (num_directions, num_rows, state_size)
+    grad_h = y.new_empty(per_state) if w_hr else None
+    h_prev = y.new_empty(per_state) if need_h_prev else None
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    grad_bias = y.new_empty((num_directions, num_sums * hidden_size), dtype=acc)
+    norms = y.new_empty((num_directions, steps, batch), dtype=acc) if record else None
+    clipped = y.new_empty((num_directions, steps, batch), dtype=torch.bool) if record else None
+    _operator(backend, "recurrence_backward")(
+        CELLS.index(cell),
+        DROPOUT_SITES.index(dropout_site),
+        _flat(gates, 1),
+        _flat(forward.cells, 1),
+        _flat(forward.n_h, 1),
+        _flat(y, 0),
+        [w.contiguous() for w in w_hh],
+        [w.contiguous() for w in w_hr],
+        h0.contiguous(),
+        _contiguous(c0),
+        _contiguous(mask),
+        _contiguous(lengths),
+        _contiguous(offsets),
+        _flat(grad_y, 0),
+        _contiguous(grad_h_n),
+        _contiguous(grad_c_n),
+        CLIP_MODES.index(clip_mode),
+        clip_threshold,
+        grad_scale,
+        norms,
+        clipped,
+        grad_gates,
+        grad_n_h,
+        grad_h,
+        grad_h0,
+        grad_c0,
+        grad_bias,
+        h_prev,
+        plan,
+    )
+    # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.
+    grad_gates = _shaped(grad_gates, rows, 1)
+    grad_n_h, grad_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
+    return Backward(
+        grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, h_prev if h_prev is not None else y, norms, clipped
+    )
+
+
+# --------------------------------------------------------------------------------------------------- large products
+
+
+def _plain_matmul(a: Tensor, b: Tensor, biases: Sequence[Tensor]) -> Tensor:
+    """``a @ b`` plus biases, in the compute type."""
+    acc = compute_dtype(a.dtype)
+    out = a.to(acc) @ b.to(acc)
+    for bias in biases:
+        out = out + bias.to(acc)
+    return out.to(a.dtype)
+
+
+# The operator wants rows or columns without gaps. Operands are made so where they enter, without a look at their strides, which
+# torch.compile cannot trace in backward.
+
+
+def _into(backend: str, a: Tensor, b: Tensor, biases: Sequence[Tensor], out: Tensor, accumulate: bool = False) -> None:
+    if backend == "cpu":
+        torch.ops.fastrnn.matmul.default(a, b, [bias.contiguous() for bias in biases], out, accumulate)
+    elif accumulate:
+        out.addmm_(a, b)
+    elif biases:
+        out.copy_(torch.addmm(sum(biases[1:], biases[0]), a, b))
+    else:
+        out.copy_(a @ b)
+
+
+def project(backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]]) -> Tensor:
+    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H]."""
+    flat = x.contiguous().view(-1, x.size(-1)) if x.numel() else x.reshape(x.shape[:-1].numel(), x.size(-1))
+    if backend in ("reference", "emulated"):
+        out = torch.stack([_plain_matmul(flat, w.t(), bias) for w, bias in zip(w_ih, biases, strict=True)])
+    elif backend == "cuda" and len(w_ih) == 1:
+        out = torch.addmm(sum(biases[0][1:], biases[0][0]), flat, w_ih[0].t()) if biases[0] else flat @ w_ih[0].t()
+    else:
+        out = flat.new_empty((len(w_ih), flat.size(0), w_ih[0].size(0)))
+        for d, (w, bias) in enumerate(zip(w_ih, biases, strict=True)):
+            _into(backend, flat, w.t(), bias, out[d])
+    return out.reshape(len(w_ih), *x.shape[:-1], w_ih[0].size(0))
+
+
+def input_gradient(backend: str, grad_gates: Tensor, w_ih: list[Tensor]) -> Tensor:
+    """The gradient of :func:`project`'s ``x``: the sum over directions of ``grad_gates[d] @ w_ih[d]``, [*rows, I]."""
+    flat = grad_gates.flatten(1, -2)
+    if backend in ("reference", "emulated"):
+        acc = compute_dtype(flat.dtype)
+        out = sum(flat[d].to(acc) @ w.to(acc) for d, w in enumerate(w_ih))
+        assert isinstance(out, Tensor)
+        out = out.to(flat.dtype)
+    elif backend == "cuda" and len(w_ih) == 1:
+        out = flat[0] @ w_ih[0]
+    else:
+        out = flat.new_empty((flat.size(1), w_ih[0].size(1)))
+        for d, w in enumerate(w_ih):
+            _into(backend, flat[d], w, [], out, accumulate=d > 0)
+    return out.reshape(*grad_gates.shape[1:-1], w_ih[0].size(1))
+
+
+def weight_gradient(backend: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """``sum(grad.T @ operand)`` over pairs of ``grad`` [n, rows] and ``operand`` [n, columns]."""
+    if backend in ("reference", "emulated"):
+        acc = compute_dtype(pairs[0][0].dtype)
+        out = sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs)
+        assert isinstance(out, Tensor)
+        return out.to(pairs[0][0].dtype)
+    if backend == "cuda" and len(pairs) == 1:
+        return pairs[0][0].t() @ pairs[0][1]
+    grad, operand = pairs[0]
+    out = grad.new_empty((grad.size(1), operand.size(1)))
+    for position, (grad, operand) in enumerate(pairs):
+        _into(backend, grad.t(), operand, [], out, accumulate=position > 0)
+    return out

@@ -1,0 +1,87 @@
+"""The backends that every test of the recurrences runs on.
+
+A test that asks for ``backend`` runs once per backend that works here; ``FASTRNN_TEST_BACKENDS=cpu,cuda`` names the ones to
+run, and then one that is missing is an error.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn.masks import Masks
+
+ALL = ("reference", "cpu", "emulated", "cuda")
+
+
+def _works(name: str) -> bool:
+    try:
+        with fastrnn.backend(name):
+            return True
+    except RuntimeError:
+        return False
+
+
+_named = os.environ.get("FASTRNN_TEST_BACKENDS")
+BACKENDS = (
+    tuple(_named.split(","))
+    if _named
+    else tuple(
+        # kernels that should be there and are not are an error, not a reason to test less
+        name
+        for name in ALL
+        if (name == "cpu" and sys.platform == "linux") or _works(name)
+    )
+)
+
+
+def pytest_report_header() -> str:
+    return f"fastrnn backends: {', '.join(BACKENDS)}"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """The name of the backend that is chosen during the test."""
+    with fastrnn.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fused_backend(backend):
+    """The backends with kernels, for what only they promise."""
+    if backend == "reference":
+        pytest.skip("not promised of the reference")
+    return backend
+
+
+@pytest.fixture
+def device(backend) -> torch.device:
+    """Where that backend's tensors live."""
+    return torch.device("cuda" if backend == "cuda" else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """The same random numbers for each test, whatever ran before; few threads where several processes share the cores."""
+    threads = torch.get_num_threads()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, torch.Tensor]:
+    """The masks that modules draw, by name."""
+    masks: dict[str, torch.Tensor] = {}
+    draw = Masks.draw
+
+    def keep(self, name, *args):
+        masks[name] = draw(self, name, *args)
+        return masks[name]
+
+    monkeypatch.setattr(Masks, "draw", keep)
+    return masks
