@@ -222,7 +222,8 @@ def build_command(torch: Any, cuda: Cuda) -> type:
 
 
 def main() -> None:
-    if WITHOUT_TORCH.intersection(sys.argv) or not sys.argv[1:] or sys.argv[1].startswith("-"):
+    commands = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    if not commands or WITHOUT_TORCH.intersection(commands):
         setup()
         return
     if sys.platform != "linux":

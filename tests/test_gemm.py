@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["gemm_portable", "gemm_avx2", "gemm_avx512", "isa", "matmul", "team", "workspace"]
+SOURCES = ["buffer", "gemm_portable", "gemm_avx2", "gemm_avx512", "isa", "matmul", "team", "workspace"]
 COMPILER = os.environ.get("CXX", "g++")
 # Not -march=native: each file chooses its instruction set itself.
 FLAGS = ["-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Werror"]

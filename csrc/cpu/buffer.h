@@ -1,30 +1,31 @@
 // Scratch memory of one call, aligned to cache lines and not initialised.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 
 namespace fastrnn::cpu {
 
+// Defined in buffer.cpp, outside of every instruction set: a destructor that is generated where it is used, as that of a
+// std::unique_ptr, would be one of that file's instruction set, and the linker may keep it for the whole library.
 class Buffer {
  public:
-  // Throws std::bad_alloc.
-  void allocate(int64_t bytes) {
-    constexpr std::align_val_t kAlignment{64};
-    data_.reset(::operator new(static_cast<std::size_t>(bytes > 0 ? bytes : 1), kAlignment));
-  }
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  // Throws std::bad_alloc; then the buffer is empty.
+  void allocate(int64_t bytes);
+
   template <typename T>
   T* as() const {
-    return static_cast<T*>(data_.get());
+    return static_cast<T*>(data_);
   }
 
  private:
-  struct Free {
-    void operator()(void* data) const { ::operator delete(data, std::align_val_t{64}); }
-  };
-  std::unique_ptr<void, Free> data_;
+  void free();
+
+  void* data_ = nullptr;
 };
 
 }  // namespace fastrnn::cpu
