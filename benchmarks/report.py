@@ -1,0 +1,218 @@
+"""Turns what benchmarks.run wrote into markdown tables and a picture; nothing is typed by hand.
+
+python -m benchmarks.report benchmarks/results/cpu-*.json --out benchmarks/results/cpu.md --figure benchmarks/results/cpu.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.goals import CPU_GOALS, SHARE_OF_PEAK
+
+Row = tuple[str, str, str, str]  # suite, mode, baseline, cell
+
+_PEERS = ("onnxruntime", "openvino")
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def speedups(results: Iterable[dict[str, Any]]) -> dict[Row, dict[str, tuple[float, float, float]]]:
+    """By row, then by shape: baseline's median over ours, and that ratio between the far quartiles of both."""
+    found: dict[Row, dict[str, tuple[float, float, float]]] = defaultdict(dict)
+    for record in results:
+        times = dict(record["times"])
+        ours = times.pop("fastrnn")
+        peers = [times[name] for name in _PEERS if name in times]
+        if peers:
+            times["the faster peer"] = min(peers, key=lambda taken: float(taken["median"]))
+        for name, theirs in times.items():
+            ratio = theirs["median"] / ours["median"]
+            low = theirs["quartiles"][0] / ours["quartiles"][1]
+            high = theirs["quartiles"][1] / ours["quartiles"][0]
+            found[(record["suite"], record["mode"], name, record["cell"])][record["shape"]] = (ratio, low, high)
+    return found
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines.extend("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(lines)
+
+
+def _shapes(results: Iterable[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(record["shape"] for record in results))
+
+
+def _milliseconds(taken: dict[str, Any]) -> str:
+    low, high = (1e3 * quartile for quartile in taken["quartiles"])
+    return f"{1e3 * taken['median']:.3g} ({low:.3g} to {high:.3g})"
+
+
+def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """One table per suite, mode and baseline: speed-ups by shape, their geometric mean and worst, the goal."""
+    goals = CPU_GOALS if environment["device"] == "cpu" and environment["threads"] == 2 else {}
+    tables: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
+    for (suite, mode, baseline, cell), by_shape in speedups(results).items():
+        tables[(suite, mode, baseline)][cell] = by_shape
+    text = []
+    for (suite, mode, baseline), cells in tables.items():
+        shapes = list(dict.fromkeys(shape for by_shape in cells.values() for shape in by_shape))
+        rows = []
+        for cell, by_shape in cells.items():
+            ratios = [ratio for ratio, _, _ in by_shape.values()]
+            mean, worst = geometric_mean(ratios), min(ratios)
+            goal = goals.get((suite, mode, baseline, cell))
+            verdict = ""
+            if goal:
+                reached = mean >= goal.geometric_mean and worst >= goal.worst
+                verdict = f"{goal.geometric_mean:g} / {goal.worst:g}: {'reached' if reached else '**missed**'}"
+            per_shape = [f"{by_shape[s][0]:.2f}" if s in by_shape else "" for s in shapes]
+            rows.append([cell, *per_shape, f"**{mean:.2f}**", f"{worst:.2f}", verdict])
+        text.append(f"### {suite}: {mode}, speed-up over {baseline}")
+        text.append(_table(["cell", *shapes, "geometric mean", "worst", "goal"], rows))
+    return "\n\n".join(text)
+
+
+def peak_table(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """Share of the peak of fused multiply-adds that the products alone account for."""
+    peak = environment.get("fma_peak")
+    timed = [r for r in results if r.get("flops") and r["suite"] == "headline" and r["dtype"] == "float32"]
+    if not peak or not timed:
+        return ""
+    shapes = _shapes(timed)
+    cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for record in timed:
+        share = record["flops"] / record["times"]["fastrnn"]["median"] / peak
+        goal = SHARE_OF_PEAK.get((record["mode"], record["shape"])) if environment["threads"] == 2 else None
+        mark = "" if goal is None else f" (goal {goal:.0%}: {'reached' if share >= goal else '**missed**'})"
+        cells[(record["mode"], record["cell"])][record["shape"]] = f"{share:.0%}{mark}"
+    rows = [[mode, cell, *(by_shape.get(s, "") for s in shapes)] for (mode, cell), by_shape in cells.items()]
+    title = f"### Share of the peak of fused multiply-adds ({peak / 1e9:.0f} GFLOP/s measured on {environment['threads']} threads)"
+    return f"{title}\n\n{_table(['mode', 'cell', *shapes], rows)}"
+
+
+def time_table(results: list[dict[str, Any]]) -> str:
+    rows: list[list[str]] = []
+    for r in results:
+        rows.extend(
+            [r["suite"], r["mode"], r["cell"], r["shape"], r["dtype"], name, _milliseconds(taken)]
+            for name, taken in r["times"].items()
+        )
+    header = ["suite", "mode", "cell", "B x T x I x H", "dtype", "contender", "ms: median (quartiles)"]
+    return f"<details><summary>All times</summary>\n\n{_table(header, rows)}\n\n</details>"
+
+
+def extra_table(results: list[dict[str, Any]]) -> str:
+    rows = [
+        [r["suite"], r["cell"], r["shape"], name, f"{value:.4g}"]
+        for r in results
+        for name, value in r.get("extra", {}).items()
+    ]
+    return f"### Other numbers\n\n{_table(['suite', 'cell', 'shape', 'what', 'value'], rows)}" if rows else ""
+
+
+def environment_text(environment: dict[str, Any]) -> str:
+    facts = dict(environment)
+    if facts.get("fma_peak"):
+        facts["fma_peak"] = f"{facts['fma_peak'] / 1e9:.0f} GFLOP/s"
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+
+
+def markdown(files: Sequence[Path]) -> str:
+    text = ["# Results", "Speed-up: the other's median time over ours; more than 1 means that fastrnn is faster."]
+    for file in files:
+        found = json.loads(file.read_text())
+        environment, results = found["environment"], found["results"]
+        text.append(f"## {file.name}\n\n{environment_text(environment)}")
+        parts = (
+            speedup_tables(environment, results),
+            peak_table(environment, results),
+            extra_table(results),
+            time_table(results),
+        )
+        text.extend(part for part in parts if part)
+    return "\n\n".join(text) + "\n"
+
+
+_COLORS = {"lstm": "#3b6fb6", "gru": "#d1495b", "rnn": "#5f9e6e"}
+
+
+def figure(files: Sequence[Path], out: Path) -> None:
+    """One panel per suite, mode and baseline: speed-up by shape and cell, with the spread between the quartiles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: dict[tuple[str, str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
+    for file in files:
+        found = json.loads(file.read_text())
+        environment = found["environment"]
+        where = environment.get("gpu") or f"{environment['threads']} thread{'s' * (environment['threads'] > 1)}"
+        for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
+            if suite != "memory":
+                panels[(suite, mode, baseline, where)][cell] = by_shape
+    columns = 2
+    rows = math.ceil(len(panels) / columns)
+    canvas, axes = pyplot.subplots(rows, columns, figsize=(15, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((suite, mode, baseline, where), cells) in zip(axes.flat, panels.items(), strict=False):
+        shapes = list(dict.fromkeys(shape for by_shape in cells.values() for shape in by_shape))
+        width = 0.8 / len(cells)
+        for index, (cell, by_shape) in enumerate(cells.items()):
+            here = [i for i, shape in enumerate(shapes) if shape in by_shape]
+            values = [by_shape[shapes[i]] for i in here]
+            spread = [
+                [max(ratio - low, 0) for ratio, low, _ in values],
+                [max(high - ratio, 0) for ratio, _, high in values],
+            ]
+            axis.bar(
+                [i + width * (index - (len(cells) - 1) / 2) for i in here],
+                [ratio for ratio, _, _ in values],
+                width,
+                yerr=spread,
+                error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+                color=_COLORS[cell],
+                label=f"{cell.upper()} (mean {geometric_mean([v[0] for v in values]):.2f})",
+            )
+        axis.axhline(1, color="#333333", linewidth=1, linestyle="--")
+        axis.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)
+        what = "" if mode in ("train", "inference") else f" ({mode})"
+        axis.set_title(f"{suite}, {mode if not what else 'train'} against {baseline}, {where}", fontsize=10)
+        axis.set_ylabel("times faster")
+        axis.grid(axis="y", linewidth=0.3)
+        axis.set_axisbelow(True)
+        axis.legend(fontsize=8)
+    canvas.suptitle("fastrnn: how many times faster (B x T x I x H below; dashed: as fast)")
+    canvas.savefig(out, dpi=110)
+    pyplot.close(canvas)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="JSON to markdown and a picture.")
+    parser.add_argument("files", type=Path, nargs="+", help="written by python -m benchmarks.run")
+    parser.add_argument("--out", type=Path, help="the markdown file; else it is printed")
+    parser.add_argument("--figure", type=Path, help="the picture (needs matplotlib)")
+    arguments = parser.parse_args()
+    text = markdown(arguments.files)
+    if arguments.figure:
+        figure(arguments.files, arguments.figure)
+        if arguments.out:
+            text = text.replace("# Results\n", f"# Results\n\n![speed-ups]({arguments.figure.name})\n", 1)
+    if arguments.out:
+        arguments.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

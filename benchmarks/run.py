@@ -1,0 +1,86 @@
+"""Measures fastrnn against its alternatives and writes JSON.
+
+    python -m benchmarks.run --device cpu --suite headline --threads 2 --out results.json
+
+The file is rewritten after every measurement, so that one cut short keeps what it has. README.md says what each suite measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import environment
+from benchmarks.shapes import CELLS, Shape
+from benchmarks.suites import SUITES, Record, Settings
+from benchmarks.timing import ROUNDS
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure; JSON goes to --out.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--suite", type=_list, default=["headline"], help=f"of {', '.join(SUITES)}, or several: a,b")
+    parser.add_argument("--threads", type=int, help="for the CPU; torch's default if left out")
+    parser.add_argument(
+        "--shapes", type=_list, default=[], help="BxTxIxH[xLAYERS[xDIRECTIONS]],... for the suite's own"
+    )
+    parser.add_argument("--cells", type=_list, default=list(CELLS), help="of lstm,gru,rnn")
+    parser.add_argument("--modes", type=_list, default=["train", "inference"], help="of train,inference")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    arguments = parser.parse_args()
+    for name, known in (("suite", SUITES), ("cells", CELLS), ("modes", ("train", "inference"))):
+        for value in getattr(arguments, name):
+            if value not in known:
+                parser.error(f"--{name} {value}: expected one of {', '.join(known)}")
+    try:
+        arguments.shapes = tuple(Shape.parse(text) for text in arguments.shapes)
+    except ValueError as error:
+        parser.error(f"--shapes: {error}")
+    if arguments.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
+    return arguments
+
+
+def _line(record: Record) -> str:
+    times = record["times"]
+    ours = times["fastrnn"]["median"]
+    text = f"{record['suite']:<9}{record['cell']:<5}{record['shape']:<16}{record['mode']:<32}{1e3 * ours:9.3f} ms"
+    for name, taken in times.items():
+        if name != "fastrnn":
+            text += f"   {taken['median'] / ours:5.2f}x {name}"
+    return text
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    settings = Settings(
+        device=arguments.device,
+        shapes=arguments.shapes,
+        cells=tuple(arguments.cells),
+        dtype=getattr(torch, arguments.dtype),
+        rounds=arguments.rounds,
+        modes=tuple(arguments.modes),
+    )
+    results: list[Record] = []
+    found = {"environment": environment(arguments.device), "results": results}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in arguments.suite:
+        for record in SUITES[name](settings):
+            results.append(record)
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(_line(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""One module per suite, each with one function ``run(settings) -> iterator of records``; SUITES names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypedDict
+
+import torch
+
+from benchmarks.shapes import Shape
+from benchmarks.timing import Times
+
+
+class Settings(NamedTuple):
+    device: str
+    shapes: tuple[Shape, ...]  # empty: the suite's own
+    cells: tuple[str, ...]
+    dtype: torch.dtype
+    rounds: int
+    modes: tuple[str, ...]
+
+
+class _Optional(TypedDict, total=False):
+    flops: int  # of the products, per call
+    extra: dict[str, float]  # other numbers by name
+
+
+class Record(_Optional):
+    """One measurement: contenders of one problem. ``fastrnn`` is ours; every other entry of ``times`` is a baseline."""
+
+    suite: str
+    cell: str
+    shape: str
+    mode: str  # "train", "inference", or what the suite compares
+    dtype: str
+    times: dict[str, Times]
+    difference: float  # between results: benchmarks.baselines.difference
+
+
+Suite = Callable[[Settings], Iterator[Record]]
+
+
+def _suites() -> dict[str, Suite]:
+    from benchmarks.suites import features, headline, memory, peers, ragged, scaling
+
+    modules = (headline, peers, ragged, features, scaling, memory)
+    return {module.__name__.rsplit(".", 1)[-1]: module.run for module in modules}
+
+
+SUITES = _suites()

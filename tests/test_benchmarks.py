@@ -1,0 +1,106 @@
+"""The benchmarks run, refuse wrong results, and report what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import baselines, report, run
+from benchmarks.shapes import CPU_HEADLINE, Shape
+from benchmarks.suites.memory import saved_bytes
+
+
+def _times(median: float) -> dict[str, object]:
+    return {"median": median, "quartiles": [0.9 * median, 1.1 * median], "samples": 3, "calls": 1}
+
+
+def _file(tmp_path: Path, records: list[dict[str, object]]) -> Path:
+    environment = {"device": "cpu", "threads": 2, "fma_peak": 1e9}
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"environment": environment, "results": records}))
+    return path
+
+
+def _record(shape: str, ours: float, **theirs: float) -> dict[str, object]:
+    return {
+        "suite": "headline", "cell": "lstm", "shape": shape, "mode": "train", "dtype": "float32", "difference": 0.0,
+        "times": {"fastrnn": _times(ours), **{name.replace("_", "."): _times(t) for name, t in theirs.items()}},
+        "flops": 10**6,
+    }  # fmt: skip
+
+
+def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results.json"
+    command = ["run", "--device", "cpu", "--suite", "headline,ragged,features,memory", "--shapes", "3x4x5x6"]
+    monkeypatch.setattr(sys, "argv", [*command, "--rounds", "2", "--out", str(out)])
+    monkeypatch.setattr("benchmarks.timing.TURN_SECONDS", 0.0)
+    run.main()
+    found = json.loads(out.read_text())
+    kinds = {(r["suite"], r["cell"], r["mode"]) for r in found["results"]}
+    assert len(kinds) == len(found["results"]) == 3 * 2 + 3 * 2 + 3 + 2 + 3
+    assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in found["results"])
+
+    table, picture = tmp_path / "table.md", tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["report", str(out), "--out", str(table), "--figure", str(picture)])
+    report.main()
+    text = table.read_text()
+    assert "ragged: train, speed-up over torch.nn packed" in text
+    assert "| lstm | 3x4x5x6 | fastrnn: bytes kept for backward |" in text
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_wrong_result_is_refused() -> None:
+    p = baselines.problem("gru", Shape(3, 4, 5, 6), "cpu")
+    right = baselines.inference(p.theirs, p.x)()
+    assert baselines.check(p, baselines.inference(p.ours, p.x)(), right) < 1e-5
+    with pytest.raises(AssertionError, match="results differ"):
+        baselines.check(p, right + 1e-2, right)
+    with pytest.raises(AssertionError, match="results differ"):
+        baselines.check(p, right * float("nan"), right)
+
+
+def test_report_takes_means_and_marks_goals(tmp_path: Path) -> None:
+    records = [_record("1x1x1x1", 1e-3, torch_nn=4e-3), _record("2x2x2x2", 2e-3, torch_nn=2e-3)]
+    text = report.markdown([_file(tmp_path, records)])
+    assert "| lstm | 4.00 | 1.00 | **2.00** | 1.00 | 1.3 / 1: reached |" in text
+    assert "| train | lstm | 100% | 50% |" in text  # 1e6 operations in 1 ms and 2 ms at a peak of 1e9 a second
+    records[1] = _record("2x2x2x2", 2e-3, torch_nn=1e-3)
+    text = report.markdown([_file(tmp_path, records)])
+    assert "| lstm | 4.00 | 0.50 | **1.41** | 0.50 | 1.3 / 1: **missed** |" in text
+
+
+def test_peers_are_compared_with_the_faster_one(tmp_path: Path) -> None:
+    record = _record("1x1x1x1", 1e-3, onnxruntime=3e-3, openvino=2e-3)
+    record.update(suite="peers", mode="inference")
+    text = report.markdown([_file(tmp_path, [record])])
+    assert "peers: inference, speed-up over the faster peer" in text
+    assert "| lstm | 2.00 | **2.00** | 2.00 | 1.1 / 0.9: reached |" in text
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("shape", [s for s in CPU_HEADLINE if s.hidden_size <= 256], ids=str)
+def test_no_more_is_kept_for_backward_than_by_torch(cell: str, shape: Shape) -> None:
+    p = baselines.problem(cell, shape, "cpu")
+    assert saved_bytes(p.ours, p.x) <= saved_bytes(p.theirs, p.x)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_inference_allocates_outputs_and_gates_whatever_the_steps(cell: str) -> None:
+    """The number of allocations through torch does not depend on T."""
+
+    def allocations(steps: int) -> int:
+        p = baselines.problem(cell, Shape(3, steps, 8, 16), "cpu")
+        call = baselines.inference(p.ours, p.x)
+        call()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            call()
+        events = profile.profiler.kineto_results.events()
+        return sum(event.name() == "[memory]" and event.nbytes() > 0 for event in events)
+
+    assert allocations(40) == allocations(4) <= 8
