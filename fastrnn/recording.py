@@ -29,7 +29,7 @@ _library.define("record(Tensor(a!) slot, Tensor norms, Tensor clipped, int key) 
 @torch.library.impl(_library, "record", "CompositeExplicitAutograd")
 def _record(slot: Tensor, norms: Tensor, clipped: Tensor, key: int) -> None:
     slot.add_(1)
-    _recorded[key] = Recorded(norms, clipped)
+    _recorded[key] = Recorded(norms.clone(), clipped.clone())  # a compiled graph uses their memory again
 
 
 torch.library.register_fake("fastrnn::record", lambda slot, norms, clipped, key: None, lib=_library)
