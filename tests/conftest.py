@@ -9,11 +9,31 @@ import sys
 
 import pytest
 import torch
+from emulator import build
 
 import fastrnn
 from fastrnn.masks import Masks
+from fastrnn.ops import register_fakes
 
 ALL = ("reference", "cpu", "emulated", "cuda")
+
+
+_named = os.environ.get("FASTRNN_TEST_BACKENDS")
+
+
+def _load_emulated() -> str:
+    """Compile the CUDA kernels for the CPU and load them; the reason where that cannot be."""
+    if _named and "emulated" not in _named.split(","):
+        return "not asked for"
+    try:
+        torch.ops.load_library(build.build_library())
+    except build.Unavailable as error:
+        return str(error)
+    register_fakes("fastrnn_emulated")
+    return ""
+
+
+_without_emulated = _load_emulated()
 
 
 def _works(name: str) -> bool:
@@ -24,7 +44,6 @@ def _works(name: str) -> bool:
         return False
 
 
-_named = os.environ.get("FASTRNN_TEST_BACKENDS")
 BACKENDS = (
     tuple(_named.split(","))
     if _named
@@ -37,8 +56,9 @@ BACKENDS = (
 )
 
 
-def pytest_report_header() -> str:
-    return f"fastrnn backends: {', '.join(BACKENDS)}"
+def pytest_report_header() -> list[str]:
+    header = [f"fastrnn backends: {', '.join(BACKENDS)}"]
+    return [*header, f"no emulated backend: {_without_emulated}"] if _without_emulated else header
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,0 +1,160 @@
+"""Compiles the CUDA kernels' own source for the CPU, with the emulator's headers in front of the toolkit's.
+
+``python -m tests.emulator.build`` builds the emulated backend and says where it lies. Objects are kept in build/emulator/ and
+compiled again when a file that went into them has changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "emulator"
+COMPILER = os.environ.get("CXX", "g++")
+JOBS = 2
+
+EMULATOR = [HERE / f"{name}.cpp" for name in ("context", "memory", "grid", "copies", "device")]
+
+
+class Unavailable(RuntimeError):
+    """Something that the emulated backend needs is not here."""
+
+
+def toolkit_include() -> Path:
+    """Where cuda_runtime_api.h and cuda_bf16.h are: a CUDA toolkit, or a package that torch's CUDA wheels bring."""
+    places = [Path(os.environ[name]) / "include" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    places.append(Path("/usr/local/cuda/include"))
+    places += [include for path in sys.path for include in sorted(Path(path).glob("nvidia/*/include"))]
+    for place in places:
+        if (place / "cuda_runtime_api.h").is_file() and (place / "cuda_bf16.h").is_file():
+            return place
+    raise Unavailable("no CUDA toolkit's headers were found (CUDA_HOME names a toolkit)")
+
+
+def kernel_sources(root: Path = ROOT) -> list[Path]:
+    """All that is compiled into the CUDA library, but for the operators."""
+    csrc = root / "csrc"
+    if not (csrc / "cuda" / "intrinsics.cuh").is_file():
+        raise Unavailable("the kernels have no intrinsics.cuh")
+    return sorted([*csrc.glob("plan*.cpp"), *csrc.glob("cuda/**/*.cpp"), *csrc.glob("cuda/**/*.cu")])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compile."""
+
+    name: str
+    flags: tuple[str, ...] = ("-O2", "-g1")
+    # The emulator's own files are left out of ThreadSanitizer: their bookkeeping is no race.
+    emulator_flags: tuple[str, ...] | None = None
+    link_flags: tuple[str, ...] = ()
+
+
+PLAIN = Variant("plain")
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process builds at a time, whatever runs the tests."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def digest(paths: Sequence[str | Path], *words: str) -> str:
+    state = hashlib.sha256("\0".join(words).encode())
+    for path in paths:
+        state.update(Path(path).read_bytes() if Path(path).is_file() else b"missing")
+    return state.hexdigest()
+
+
+def compile_object(source: Path, folder: Path, flags: Sequence[str]) -> Path:
+    """The object file of a source; compiled unless what is there came from the same text."""
+    name = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+    output = folder / f"{source.stem}-{name}.o"
+    record = output.with_suffix(".json")
+    command = [COMPILER, *flags, "-x", "c++", "-c", str(source)]
+    if record.is_file() and output.is_file():
+        known = json.loads(record.read_text())
+        if known["digest"] == digest(known["files"], *command):
+            return output
+    depends = output.with_suffix(".d")
+    subprocess.run([*command, "-MMD", "-MF", str(depends), "-o", str(output)], check=True)
+    files = sorted(set(depends.read_text().replace("\\\n", " ").split(": ", 1)[1].split()))
+    record.write_text(json.dumps({"digest": digest(files, *command), "files": files}))
+    return output
+
+
+def base_flags(root: Path = ROOT) -> list[str]:
+    return [
+        *("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+        *(f"-I{HERE}/include", f"-I{HERE}", f"-I{root}/csrc", "-isystem", str(toolkit_include())),
+    ]
+
+
+def link(
+    variant: Variant,
+    output: Path,
+    sources: Sequence[tuple[Path, Sequence[str]]],
+    flags: Sequence[str] = (),
+    root: Path = ROOT,
+) -> Path:
+    """A program or library of sources, each with flags of its own."""
+    if shutil.which(COMPILER) is None:
+        raise Unavailable(f"there is no compiler {COMPILER}")
+    folder = output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    own = variant.emulator_flags or variant.flags
+    base = base_flags(root)
+
+    def compile_one(item: tuple[Path, Sequence[str]]) -> Path:
+        source, extra = item
+        return compile_object(source, folder, [*base, *(own if source in EMULATOR else variant.flags), *extra])
+
+    with ThreadPoolExecutor(max_workers=JOBS) as pool:
+        # The largest first: the last to be compiled should not be the longest.
+        ordered = sorted(sources, key=lambda item: item[0].suffix != ".cu")
+        objects = [str(path) for path in pool.map(compile_one, ordered)]
+    command = [COMPILER, *variant.flags, *variant.link_flags, *objects, *flags]
+    record = output.with_suffix(".link.json")
+    known = digest(objects, *command)
+    if not output.is_file() or not record.is_file() or json.loads(record.read_text()) != known:
+        subprocess.run([*command, "-o", f"{output}.new"], check=True)
+        os.replace(f"{output}.new", output)
+        record.write_text(json.dumps(known))
+    return output
+
+
+def build_library(variant: Variant = PLAIN) -> Path:
+    """The operators fastrnn_emulated::*, to be loaded with torch.ops.load_library."""
+    import torch
+
+    home = Path(torch.__file__).parent
+    torch_flags = ["-isystem", f"{home}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    sources: list[tuple[Path, Sequence[str]]] = [(source, ()) for source in [*kernel_sources(), *EMULATOR]]
+    sources.append((HERE / "ops.cpp", torch_flags))
+    with locked():
+        # No symbol may be missing: what the emulator does not know of the CUDA runtime is an error here.
+        return link(
+            variant,
+            BUILD / variant.name / "ops_emulated.so",
+            sources,
+            ["-shared", f"-L{home}/lib", "-ltorch_cpu", "-Wl,--no-undefined", f"-Wl,-rpath,{home}/lib"],
+        )
+
+
+if __name__ == "__main__":
+    print(build_library())

@@ -1,0 +1,36 @@
+// The device that the emulated runtime pretends to have, and what tests may choose of it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace fastrnn::emulator {
+
+struct DeviceLimits {
+  std::string name;
+  int major, minor;
+  std::vector<int> multiprocessors;  // of each GPC, which a cluster does not leave
+  int shared_per_block;              // after opting in
+  int shared_per_multiprocessor;
+  int threads_per_multiprocessor;
+  int blocks_per_multiprocessor;
+
+  int num_multiprocessors() const;
+};
+
+// "H100", "A100", "RTX 4090", "tiny" (Hopper's features on 2 multiprocessors) or "old" (7.5).
+void use_device(const std::string& name);
+const DeviceLimits& device();
+
+// Launches take seeds from here upwards, so that no two have the same schedule. FASTRNN_EMULATOR_SEED sets it at the start.
+void set_seed(uint64_t seed);
+
+// As in a process of its own: no error is left behind, no function has attributes.
+void reset_device();
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call);
+
+}  // namespace fastrnn::emulator
