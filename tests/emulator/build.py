@@ -63,6 +63,10 @@ class Variant:
 
 
 PLAIN = Variant("plain")
+_ADDRESS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+ADDRESS = Variant("address", _ADDRESS)
+_THREAD = ("-O1", "-g1", "-DEMULATOR_TSAN")
+THREAD = Variant("thread", (*_THREAD, "-fsanitize=thread"), emulator_flags=_THREAD)
 
 
 @contextmanager
@@ -154,6 +158,13 @@ def build_library(variant: Variant = PLAIN) -> Path:
             sources,
             ["-shared", f"-L{home}/lib", "-ltorch_cpu", "-Wl,--no-undefined", f"-Wl,-rpath,{home}/lib"],
         )
+
+
+def build_unit_tests(variant: Variant = PLAIN) -> Path:
+    """The emulator's own tests (unit.cpp)."""
+    sources: list[tuple[Path, Sequence[str]]] = [(source, ()) for source in [HERE / "unit.cpp", *EMULATOR]]
+    with locked():
+        return link(variant, BUILD / variant.name / "unit", sources)
 
 
 if __name__ == "__main__":

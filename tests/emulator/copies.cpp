@@ -21,16 +21,14 @@ void note_read([[maybe_unused]] const void* at, [[maybe_unused]] size_t bytes) {
 }
 void note_write([[maybe_unused]] void* at, [[maybe_unused]] size_t bytes) { IF_TSAN(__tsan_write_range(at, bytes);) }
 
-// Without a word to ThreadSanitizer, which sees every memcpy.
+// ThreadSanitizer sees every memcpy.
 void copy_unseen(void* to, const void* from, size_t bytes) {
-  IF_TSAN(AnnotateIgnoreReadsBegin("", 0); AnnotateIgnoreWritesBegin("", 0);)
+  const Unseen unseen;
   std::memcpy(to, from, bytes);
-  IF_TSAN(AnnotateIgnoreReadsEnd("", 0); AnnotateIgnoreWritesEnd("", 0);)
 }
 void poison_unseen(void* to, size_t bytes) {
-  IF_TSAN(AnnotateIgnoreWritesBegin("", 0);)
+  const Unseen unseen;
   poison(to, bytes);
-  IF_TSAN(AnnotateIgnoreWritesEnd("", 0);)
 }
 
 bool is_aligned(const void* address, size_t to) { return reinterpret_cast<uintptr_t>(address) % to == 0; }
@@ -103,8 +101,8 @@ Remote remote(uint32_t address, size_t bytes, size_t alignment, const char* what
 
 struct Push {
   Remote to, barrier;
-  std::vector<unsigned char> value;  // of a store
-  const unsigned char* from;         // of a copy, which may be read late
+  unsigned char value[16];  // of a store
+  const void* from;         // of a copy, which may be read late
   size_t bytes;
   Site site;
 };
@@ -122,11 +120,13 @@ void push(uint32_t to, uint32_t barrier, const void* value, const void* from, si
   auto* word = reinterpret_cast<uint64_t*>(push.barrier.address);
   note_arrival(word);
   if (read(word).tag != Phase::kTag) fail(site, "a push to a peer whose mbarrier is not initialised");
-  if (value)
-    push.value.assign(static_cast<const unsigned char*>(value), static_cast<const unsigned char*>(value) + bytes);
+  if (value) std::memcpy(push.value, value, bytes);
   note_write(push.to.address, bytes);
   poison_unseen(push.to.address, bytes);
-  pushes.push_back(std::move(push));
+  {
+    const Unseen unseen;
+    pushes.push_back(std::move(push));
+  }
   maybe_switch();
 }
 
@@ -135,10 +135,11 @@ void push(uint32_t to, uint32_t barrier, const void* value, const void* from, si
 size_t num_copies_under_way() { return pushes.size(); }
 
 void land_a_copy(unsigned which) {
-  Push push = std::move(pushes[which]);
-  pushes[which] = std::move(pushes.back());
+  const Unseen unseen;
+  const Push push = pushes[which];
+  pushes[which] = pushes.back();
   pushes.pop_back();
-  copy_unseen(push.to.address, push.from ? push.from : push.value.data(), push.bytes);
+  copy_unseen(push.to.address, push.from ? push.from : push.value, push.bytes);
   const std::string wrong = change(*push.barrier.block, reinterpret_cast<uint64_t*>(push.barrier.address), 0, 0,
                                    static_cast<int64_t>(push.bytes));
   if (!wrong.empty())
@@ -229,8 +230,6 @@ void land(const Copy& copy) {
 void cp_async(void* to, const void* from, size_t bytes, bool valid, Site site) {
   check_shared(to, bytes, bytes, "the destination of cp.async", site);
   if (valid && !is_aligned(from, bytes)) fail(site, "the source of cp.async is not aligned to ", bytes, " bytes");
-  auto& groups = self().copies;
-  if (groups.empty()) groups.emplace_back();
   const Copy copy{to, valid ? from : nullptr, bytes};
   if (draw(2) == 0) {
     land(copy);
@@ -239,10 +238,14 @@ void cp_async(void* to, const void* from, size_t bytes, bool valid, Site site) {
     poison_unseen(to, bytes);
   }
   // Either way it is the waited-for copy that counts.
+  const Unseen unseen;
+  auto& groups = self().copies;
+  if (groups.empty()) groups.emplace_back();
   groups.back().push_back(copy);
 }
 
 void cp_async_commit() {
+  const Unseen unseen;
   auto& groups = self().copies;
   if (groups.empty()) groups.emplace_back();
   groups.emplace_back();
@@ -253,6 +256,7 @@ void cp_async_wait(size_t pending_groups) {
   const size_t committed = groups.empty() ? 0 : groups.size() - 1;
   for (size_t done = 0; done + pending_groups < committed; ++done) {
     for (const Copy& copy : groups.front()) land(copy);
+    const Unseen unseen;
     groups.erase(groups.begin());
   }
 }
@@ -262,6 +266,7 @@ void end_cp_async() {
   auto& groups = self().copies;
   for (const auto& group : groups)
     if (!group.empty()) fail(Site::current(), "exits with cp.async in flight");
+  const Unseen unseen;
   groups.clear();
 }
 

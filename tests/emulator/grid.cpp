@@ -37,7 +37,8 @@ unsigned num_threads;                    // of a block
 unsigned num_running;                    // clusters
 
 std::vector<Fiber*> ready, spinning;
-unsigned jump;  // one choice in so many is at random, the others take who came last
+unsigned jump;     // one choice in so many is at random, the others take who came last
+unsigned landing;  // at one choice in so many a copy lands
 uint64_t random_state;
 uint64_t progress, progress_at_last_round;
 unsigned idle_rounds;
@@ -65,6 +66,7 @@ void switch_to(Fiber& to) {
   if (&from == &to) return;
   running = &to;
   ++statistics.switches;
+  IF_TSAN(if (&to == &outside) __tsan_release(&end_order);)
   IF_TSAN(__tsan_switch_to_fiber(to.tsan, /*no synchronisation*/ 1);)
   IF_ASAN(previous = &from; __sanitizer_start_switch_fiber(&from.fake_stack, &to == &outside ? outside_stack : to.stack,
                                                            &to == &outside ? outside_stack_bytes : kStackBytes);)
@@ -100,7 +102,7 @@ Fiber& take(std::vector<Fiber*>& from, size_t index) {
 // Who goes on. Outside does, where nobody can.
 Fiber& choose() {
   while (!error) {
-    if (const size_t copies = num_copies_under_way(); copies && (ready.empty() || draw(8) == 0)) {
+    if (const size_t copies = num_copies_under_way(); copies && (ready.empty() || draw(landing) == 0)) {
       land_a_copy(draw(copies));
       continue;
     }
@@ -141,6 +143,7 @@ void start_block(size_t slot, unsigned index) {
   block.barrier.arrived = 0;
   block.barrier.waiting = nullptr;
   block.mbarrier_waiters.clear();
+  block.mbarrier_waiters.reserve(num_threads);
   block.shared_memory = shared_memory.of(slot, shared_bytes);
   block.warps.resize((num_threads + kWarpSize - 1) / kWarpSize);
   for (unsigned warp = 0; warp < block.warps.size(); ++warp) {
@@ -189,6 +192,7 @@ void end_block(Block& block) {
 }
 
 void end_thread() {
+  const Unseen unseen;
   Fiber& fiber = self();
   Block& block = *fiber.block;
   Cluster& cluster = *block.cluster;
@@ -257,7 +261,7 @@ bool arrive(Meeting& meeting, unsigned need, const char* what, Site site) {
   if (meeting.arrived == 0) {
     meeting.what = what;
     meeting.site = site;
-  } else if (meeting.site.line() != site.line() || std::strcmp(meeting.what, what)) {
+  } else if (meeting.site.line() != site.line() || (meeting.what != what && std::strcmp(meeting.what, what))) {
     fail(site, "divergent ", what, ": others have arrived from ", meeting.what, " at ", meeting.site.file_name(), ':',
          meeting.site.line());
   }
@@ -348,6 +352,7 @@ void wait_at_mbarrier(const void* word, Site site) {
 }
 
 void wake_mbarrier_waiters(Block& block, const void* word) {
+  const Unseen unseen;
   auto& waiters = block.mbarrier_waiters;
   const auto kept =
       std::partition(waiters.begin(), waiters.end(), [&](Fiber* fiber) { return fiber->waits_at != word; });
@@ -371,6 +376,7 @@ void run(const Launch& launch) {
   random_state = launch.seed * 0x9e3779b97f4a7c15 + 0x2545f4914f6cdd1d;
   for (int i = 0; i < 8; ++i) draw(1);
   jump = 1u << draw(7);
+  landing = 1u << 2 * draw(8);
   progress = progress_at_last_round = idle_rounds = 0;
   num_threads = blockDim.x * blockDim.y * blockDim.z;
   const unsigned num_clusters = gridDim.x * gridDim.y * gridDim.z / launch.cluster_size;
@@ -380,6 +386,8 @@ void run(const Launch& launch) {
   blocks.resize(num_running * launch.cluster_size);
   clusters.resize(num_running);
   pool.grow(blocks.size() * num_threads, entry);
+  ready.reserve(blocks.size() * num_threads);
+  spinning.reserve(blocks.size() * num_threads);
   for (size_t slot = 0; slot < clusters.size(); ++slot) {
     Cluster& cluster = clusters[slot];
     cluster.size = launch.cluster_size;

@@ -7,8 +7,12 @@
 #include <cstring>
 
 #if defined(EMULATOR_TSAN)
-extern "C" void* __tsan_create_fiber(unsigned);
-extern "C" void __tsan_destroy_fiber(void*);
+extern "C" {
+void* __tsan_create_fiber(unsigned);
+void __tsan_destroy_fiber(void*);
+void* __tsan_get_current_fiber();
+void __tsan_switch_to_fiber(void*, unsigned);
+}
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -46,7 +50,17 @@ void FiberPool::grow(size_t count, void (*entry)()) {
 }
 
 void FiberPool::clear() {
-  IF_TSAN(for (auto& fiber : fibers_) __tsan_destroy_fiber(fiber->tsan);)
+#if defined(EMULATOR_TSAN)
+  // What they did in their unfinished kernels is over.
+  void* own = __tsan_get_current_fiber();
+  for (auto& fiber : fibers_) {
+    __tsan_switch_to_fiber(fiber->tsan, /*no synchronisation*/ 1);
+    __tsan_release(this);
+    __tsan_switch_to_fiber(own, 1);
+    __tsan_destroy_fiber(fiber->tsan);
+  }
+  __tsan_acquire(this);
+#endif
   fibers_.clear();
   for (unsigned char* stacks : stacks_) {
     IF_ASAN(ASAN_UNPOISON_MEMORY_REGION(stacks, kStackBytes * kStacksAtATime);)
@@ -67,6 +81,10 @@ unsigned char* FiberPool::new_stack() {
 }
 
 bool has_overflown(const Fiber& fiber) { return std::memcmp(fiber.stack, &kCanary, sizeof kCanary) != 0; }
+
+SharedMemory::~SharedMemory() {
+  for (const Buffer& buffer : buffers_) std::free(buffer.memory);
+}
 
 unsigned char* SharedMemory::of(size_t slot, size_t bytes) {
   if (slot >= buffers_.size()) buffers_.resize(slot + 1);

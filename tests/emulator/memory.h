@@ -25,6 +25,7 @@ constexpr size_t kStackBytes = 256 << 10;  // of address space; pages that are n
 
 class FiberPool {
  public:
+  ~FiberPool() { clear(); }
   // At least `count` fibers; those that are new will call entry().
   void grow(size_t count, void (*entry)());
   Fiber& operator[](size_t index) { return *fibers_[index]; }
@@ -42,6 +43,7 @@ bool has_overflown(const Fiber& fiber);
 
 class SharedMemory {
  public:
+  ~SharedMemory();
   // `bytes` of poison.
   unsigned char* of(size_t slot, size_t bytes);
   bool was_overrun(size_t slot, size_t bytes) const;

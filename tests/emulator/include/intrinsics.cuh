@@ -25,12 +25,12 @@ struct MmaLane {
 
 template <int kDepth, int kPerWord, typename Element>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* what, Site site, Element element) {
-  typedef float Row __attribute__((vector_size(32)));
+  typedef float Quad __attribute__((vector_size(16)));  // what every processor of 64 bits has
   MmaLane mine{c, a, b};
   collective(kFullMask, mine, what, site, [&](MmaLane* const(&lanes)[kWarpSize]) {
     constexpr int kHalf = kDepth / 2;
     float full_a[16][kDepth];
-    Row full_b[kDepth];
+    alignas(16) float full_b[kDepth][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int group = lane / 4, first = lane % 4 * kPerWord;
       for (int i = 0; i < kPerWord; ++i) {
@@ -40,10 +40,14 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const ch
       }
     }
     for (int row = 0; row < 16; ++row) {
-      Row sum{};
-      for (int k = 0; k < kDepth; ++k) sum += full_a[row][k] * full_b[k];
+      Quad low{}, high{};
+      for (int k = 0; k < kDepth; ++k) {
+        const Quad* quads = reinterpret_cast<const Quad*>(full_b[k]);
+        low += full_a[row][k] * quads[0];
+        high += full_a[row][k] * quads[1];
+      }
       for (int column = 0; column < 8; ++column)
-        lanes[row % 8 * 4 + column / 2]->c[row / 8 * 2 + column % 2] += sum[column];
+        lanes[row % 8 * 4 + column / 2]->c[row / 8 * 2 + column % 2] += column < 4 ? low[column] : high[column - 4];
     }
   });
 }
@@ -54,14 +58,23 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
-inline float bf16_of(uint32_t word, int half) { return from_bits(half ? word & 0xffff0000u : word << 16); }
+struct Bf16Of {
+  float operator()(uint32_t word, int half) const { return from_bits(half ? word & 0xffff0000u : word << 16); }
+};
 
-inline float f16_of(uint32_t word, int half) {
-  const uint32_t bits = half ? word >> 16 : word & 0xffff, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
-  if ((bits & 0x7c00) == 0x7c00) return from_bits(sign | 0x7f800000u | rest);
-  // Denormals too: the exponent's bias, 127 - 15, is taken out by a product.
-  return from_bits(sign | 0x3f800000u) * (from_bits(rest) * 0x1p112f);
-}
+struct F16Of {
+  float operator()(uint32_t word, int half) const {
+    const uint32_t bits = half ? word >> 16 : word & 0xffff, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
+    if ((bits & 0x7c00) == 0x7c00) return from_bits(sign | 0x7f800000u | rest);
+    // Denormals too: the difference of the exponents' biases, 127 - 15, comes in by a product.
+    return from_bits(sign | 0x3f800000u) * (from_bits(rest) * 0x1p112f);
+  }
+};
+
+// The hardware ignores the low bits: an operand that nobody has rounded is truncated.
+struct Tf32Of {
+  float operator()(uint32_t word, int) const { return from_bits(word & 0xffffe000u); }
+};
 
 // Words are atomic, and nothing else is.
 template <typename T>
@@ -86,17 +99,15 @@ constexpr int kArch = 90;
 
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               Site site = Site::current()) {
-  emulator::mma<16, 2>(c, a, b, "mma_m16n8k16_bf16", site, emulator::bf16_of);
+  emulator::mma<16, 2>(c, a, b, "mma_m16n8k16_bf16", site, emulator::Bf16Of());
 }
 inline void mma_m16n8k16_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              Site site = Site::current()) {
-  emulator::mma<16, 2>(c, a, b, "mma_m16n8k16_f16", site, emulator::f16_of);
+  emulator::mma<16, 2>(c, a, b, "mma_m16n8k16_f16", site, emulator::F16Of());
 }
 inline void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              Site site = Site::current()) {
-  // The hardware ignores the low bits: an operand that nobody has rounded is truncated.
-  emulator::mma<8, 1>(c, a, b, "mma_m16n8k8_tf32", site,
-                      [](uint32_t word, int) { return emulator::from_bits(word & 0xffffe000u); });
+  emulator::mma<8, 1>(c, a, b, "mma_m16n8k8_tf32", site, emulator::Tf32Of());
 }
 
 // To nearest, ties away from zero.
