@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "plan.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -50,6 +52,31 @@ std::vector<std::string> cpu_features() {
   return result;
 }
 
+py::dict plan_dict(const fastrnn::Plan& plan) {
+  using namespace py::literals;
+  const fastrnn::cuda::Tiling& tiling = plan.tiling;
+  return py::dict("team"_a = fastrnn::team_name(plan.team), "team_size"_a = tiling.team_size,
+                  "num_teams"_a = plan.num_teams, "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch,
+                  "unit_warps"_a = tiling.unit_warps, "splits"_a = tiling.splits, "chunks"_a = tiling.chunks,
+                  "shared_chunks"_a = tiling.shared_chunks, "shared_bytes"_a = plan.shared_bytes,
+                  "step_us"_a = plan.step_us, "bound"_a = plan.bound, "text"_a = fastrnn::describe(plan));
+}
+
+fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,
+                                  int64_t state_size, int64_t directions, bool backward, bool takes_norm,
+                                  bool allows_tf32, const std::string& wanted, bool all_plans) {
+  fastrnn::PlanRequest request{};
+  request.shape = {steps,      batch,      steps * batch,           hidden_size,
+                   state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar)};
+  request.backward = backward;
+  request.takes_norm = takes_norm;
+  request.projects = state_size != hidden_size;
+  request.allows_tf32 = allows_tf32;
+  request.wanted = wanted;
+  request.all_plans = all_plans;
+  return request;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -57,4 +84,28 @@ PYBIND11_MODULE(_C, m) {
         "What this copy of fastrnn was built as, and for: version, torch, cuda, cuda_archs, why it is without_cuda, "
         "compiler.");
   m.def("cpu_features", &cpu_features, "Instruction sets of this processor that the CPU engine can use.");
+
+  py::class_<fastrnn::DeviceLimits>(m, "DeviceLimits", "What a plan has to know of a GPU.")
+      .def(py::init<int, int, int, int, int>(), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"),
+           py::arg("shared_per_block"), py::arg("max_cluster_size"));
+  py::class_<fastrnn::PlanRequest>(m, "PlanRequest",
+                                   "What a plan is asked for; cell and scalar as csrc/params.h numbers them.")
+      .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),
+           py::arg("batch"), py::arg("hidden_size"), py::arg("state_size"), py::arg("directions") = 1,
+           py::arg("backward") = false, py::arg("takes_norm") = false, py::arg("allows_tf32") = false,
+           py::arg("wanted") = "", py::arg("all_plans") = false);
+  m.def(
+      "plan",
+      [](const fastrnn::PlanRequest& request, const fastrnn::DeviceLimits& device) {
+        return plan_dict(fastrnn::make_plan(request, device));
+      },
+      "The plan that would run. ValueError, with the reason, where the wanted one does not.");
+  m.def(
+      "all_plans",
+      [](const fastrnn::PlanRequest& request, const fastrnn::DeviceLimits& device) {
+        py::list plans;
+        for (const fastrnn::Plan& plan : fastrnn::all_plans(request, device)) plans.append(plan_dict(plan));
+        return plans;
+      },
+      "All plans that could run, the fastest first.");
 }

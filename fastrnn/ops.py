@@ -55,6 +55,32 @@ def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
     return tensor.view(*tensor.shape[:rows_dim], *rows, tensor.size(-1))
 
 
+def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backward: bool) -> Tensor | None:
+    """Scratch for the GPU kernels, enough for every plan (csrc/cuda/recurrence.cuh: cut_workspace)."""
+    if backend not in ("cuda", "emulated"):
+        return None
+    num_directions, batch, _ = h0.shape
+    acc_bytes = compute_dtype(h0.dtype).itemsize
+    slices = (batch + 7) // 8
+    samples = 8 * (slices + 1)  # of whole slices of 8 or 16
+    rows = (NUM_GATES[cell] if backward else 1) * hidden_size + 32
+    num_bytes = 6 * 256  # each part begins at a multiple of this
+    num_bytes += slices * num_directions * 2 * 128  # counters
+    num_bytes += num_directions * samples * 2 * rows * h0.dtype.itemsize  # exchange
+    num_bytes += 2 * num_directions * batch * hidden_size * acc_bytes  # carried state
+    if backward:
+        num_bytes += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
+        num_bytes += slices * num_directions * (NUM_GATES[cell] + 1) * hidden_size * acc_bytes  # bias
+    return h0.new_empty(num_bytes, dtype=torch.uint8)
+
+
+def _with_tf32(backend: str, plan: str, dtype: torch.dtype) -> str:
+    """The plan, and whether products of float32 may be tf32, as torch says of cuDNN's RNNs."""
+    if backend != "cuda" or dtype != torch.float32 or torch.backends.cudnn.rnn.fp32_precision != "tf32":
+        return plan
+    return plan + "+tf32"
+
+
 # ------------------------------------------------------------------------------------------------------- recurrence
 
 
@@ -115,7 +141,8 @@ def recurrence_forward(
         cells,
         n_h,
         hidden,
-        plan,
+        _workspace(backend, cell, h0, hidden_size, backward=False),
+        _with_tf32(backend, plan, gates.dtype),
     )
     cells, n_h, hidden = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h, hidden))
     return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden)
@@ -197,7 +224,8 @@ def recurrence_backward(
         grad_c0,
         grad_bias,
         h_prev,
-        plan,
+        _workspace(backend, cell, h0, hidden_size, backward=True),
+        _with_tf32(backend, plan, y.dtype),
     )
     # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.
     grad_gates = _shaped(grad_gates, rows, 1)

@@ -40,6 +40,7 @@ def forward_arguments(cell: str = "lstm", rows: int = ROWS, save: bool = True) -
         "cells": torch.empty(unit) if lstm and save else None,
         "n_h": torch.empty(unit) if gru and save else None,
         "hidden": None,
+        "workspace": None,
         "plan": "",
     }
 
@@ -71,6 +72,7 @@ def backward_arguments(cell: str = "lstm") -> dict:
         "grad_c0": torch.empty(state) if lstm else None,
         "grad_bias": None,
         "h_prev": None,
+        "workspace": None,
         "plan": "",
     }
 

@@ -6,9 +6,7 @@
 
 #include <type_traits>
 
-#define FASTRNN_DEVICE __device__ __forceinline__
-// The kernel's shared memory: one buffer whose size the launch decides.
-#define FASTRNN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+#include <intrinsics.cuh>
 
 namespace fastrnn::cuda {
 

@@ -3,7 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../cuda/portable.h"
+#include "../cuda/recurrence.h"
 #include "tensors.h"
 
 namespace fastrnn::ops {
@@ -11,17 +11,15 @@ namespace {
 
 // The device is made current and work goes to the stream that is current there.
 template <typename Params>
-void run_portable(void (*portable)(const Params&, cudaStream_t), const Params& params, const Call& call) {
-  if (!call.plan.empty() && call.plan != "portable")
-    fail("plan is \"", call.plan, "\", but the CUDA backend knows \"portable\" alone");
+void run_on(void (*function)(const Params&, const cuda::Run&), const Params& params, const Call& call) {
   const torch::stable::accelerator::DeviceGuard guard(call.device_index);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(call.device_index, &stream));
-  portable(params, static_cast<cudaStream_t>(stream));
+  function(params, {static_cast<cudaStream_t>(stream), call.plan, call.workspace, call.workspace_bytes});
 }
 
-void forward(const ForwardParams& params, const Call& call) { run_portable(cuda::portable_forward, params, call); }
-void backward(const BackwardParams& params, const Call& call) { run_portable(cuda::portable_backward, params, call); }
+void forward(const ForwardParams& params, const Call& call) { run_on(cuda::forward, params, call); }
+void backward(const BackwardParams& params, const Call& call) { run_on(cuda::backward, params, call); }
 
 }  // namespace
 }  // namespace fastrnn::ops

@@ -20,6 +20,8 @@ using TensorList = std::vector<Tensor>;
 struct Call {
   int32_t device_index;
   const std::string& plan;  // the plan asked for by name; empty: the backend chooses
+  void* workspace;          // scratch for the kernels of a GPU, may be nullptr
+  int64_t workspace_bytes;
 };
 
 inline void refuse_plan(const Call& call, const char* backend) {
@@ -133,13 +135,23 @@ inline const void* read_mask(const Arguments& arguments, const OptionalTensor& m
                       {shape.directions, shape.batch, on_state ? shape.state_size : shape.hidden_size});
 }
 
+inline Call read_call(const Arguments& arguments, const OptionalTensor& workspace, const Tensor& beside,
+                      const std::string& plan) {
+  Call call{beside.get_device_index(), plan, nullptr, 0};
+  if (!workspace) return call;
+  check_dim("workspace", *workspace, 1, "[bytes]");
+  call.workspace_bytes = workspace->size(0);
+  call.workspace = arguments.out({"workspace", workspace}, ScalarType::Byte, {call.workspace_bytes});
+  return call;
+}
+
 template <void (*run)(const ForwardParams&, const Call&)>
 void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates, const TensorList& w_hh,
                         const TensorList& b_hn, const TensorList& w_hr, const Tensor& h0, const OptionalTensor& c0,
                         const OptionalTensor& mask, const OptionalTensor& lengths, const OptionalTensor& offsets,
                         const Tensor& y, const Tensor& h_n, const OptionalTensor& c_n, bool save,
                         const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
-                        const std::string& plan) {
+                        const OptionalTensor& workspace, const std::string& plan) {
   const Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
   const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
   const int64_t G = num_gates(kind);
@@ -167,7 +179,7 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
   params.n_h = arguments.out(Argument("n_h", n_h).exactly_if(save && gru, "a GRU that saves"), scalar, {D, rows, H});
   params.hidden = arguments.out(Argument("hidden", hidden).exactly_if(save && projects, "an LSTM with w_hr that saves"),
                                 scalar, {D, rows, H});
-  run(params, Call{gates.get_device_index(), plan});
+  run(params, read_call(arguments, workspace, gates, plan));
 }
 
 template <void (*run)(const BackwardParams&, const Call&)>
@@ -179,7 +191,8 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
                          double clip_threshold, const OptionalTensor& grad_scale, const OptionalTensor& norms,
                          const OptionalTensor& clipped, const Tensor& grad_gates, const OptionalTensor& grad_n_h,
                          const OptionalTensor& grad_h, const Tensor& grad_h0, const OptionalTensor& grad_c0,
-                         const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const std::string& plan) {
+                         const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const OptionalTensor& workspace,
+                         const std::string& plan) {
   const Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
   const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
   const int64_t G = num_gates(kind);
@@ -223,7 +236,7 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
   params.grad_c0 = arguments.out(Argument("grad_c0", grad_c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.grad_bias = arguments.out({"grad_bias", grad_bias}, acc, {D, (gru ? G + 1 : G) * H});
   params.h_prev = arguments.out({"h_prev", h_prev}, scalar, {D, rows, P});
-  run(params, Call{grad_gates.get_device_index(), plan});
+  run(params, read_call(arguments, workspace, grad_gates, plan));
 }
 
 // Strides of a matrix of which one has to be 1; along a dimension of one element any stride is.

@@ -1,7 +1,7 @@
 // The emulated kernels as operators on CPU tensors: fastrnn_emulated::*, with the schema of fastrnn::*.
 #include "../../csrc/ops/schema.h"
 
-#include "../../csrc/cuda/portable.h"
+#include "../../csrc/cuda/recurrence.h"
 #include "../../csrc/ops/tensors.h"
 #include "device.h"
 #include "grid.h"
@@ -9,13 +9,13 @@
 namespace fastrnn::ops {
 namespace {
 
-void forward(const ForwardParams& params, const Call&) {
+void forward(const ForwardParams& params, const Call& call) {
   emulator::reset_device();
-  cuda::portable_forward(params, nullptr);
+  cuda::forward(params, {nullptr, call.plan, call.workspace, call.workspace_bytes});
 }
-void backward(const BackwardParams& params, const Call&) {
+void backward(const BackwardParams& params, const Call& call) {
   emulator::reset_device();
-  cuda::portable_backward(params, nullptr);
+  cuda::backward(params, {nullptr, call.plan, call.workspace, call.workspace_bytes});
 }
 
 void use_device(const std::string& name) { emulator::use_device(name); }

@@ -1,0 +1,324 @@
+// Backpropagation through time of forward.cuh, in one launch (or, stepwise, one step of it).
+//
+// The same teams, with the transposed weights: a block owns hidden units, and the operand that the team passes round is the
+// gradient of the gates, [G*H] rows, whose product with a unit's column of W_hh is the gradient of its h_{t-1}. A thread has two
+// units of each group of 16, two samples of each tile. A turn undoes one step:
+//   1. fetches what forward saved,
+//   2. waits for the gate gradients of the step after it, and multiplies: r_t, the recurrent gradient,
+//   3. takes its norm over the team, records and clips it,
+//   4. runs the cell backward in registers,
+//   5. gives its gate gradients to the team, and stores them.
+// One turn more brings the gradient of the initial state, neither recorded nor clipped.
+#pragma once
+
+#include "forward.cuh"
+
+namespace fastrnn::cuda {
+
+// The columns of W_hh that belong to a warp's units.
+template <typename Scalar>
+struct BackwardRows {
+  const Scalar* w_hh;  // [G*H, H]
+  int hidden_size;
+  int first_unit;
+  FASTRNN_DEVICE RowPair<Scalar> operator()(int) const {
+    const int unit = first_unit + Lane::of_thread().group;
+    return {column(unit), column(unit + 8), hidden_size};
+  }
+  FASTRNN_DEVICE const Scalar* column(int unit) const { return unit < hidden_size ? w_hh + unit : nullptr; }
+};
+
+// Registers of a thread that hold weights: what the rest of the kernel leaves free.
+template <int kN>
+constexpr int kBackwardRegisters = kN == 1 ? 72 : 32;
+
+template <typename Op, typename Cell, typename Team>
+struct BackwardShared {
+  typename Team::Shared team;
+  typename Op::Acc* partial;  // [splits - 1, unit_warps, kN, 32, 4]
+  unsigned char* weights;     // [warps, shared_chunks, Op::kSharedBytes]
+  FASTRNN_HD BackwardShared(SharedArrays& arrays, const Shape& shape, const Tiling& tiling)
+      : team(arrays, Cell::kGates * shape.hidden_size, tiling) {
+    partial = arrays.take<typename Op::Acc>((tiling.splits - 1) * tiling.unit_warps * Team::kN * 32 * 4);
+    weights = arrays.take<unsigned char>(int64_t{kWarps} * tiling.shared_chunks * Op::kSharedBytes);
+  }
+};
+
+// Clamps x as torch.clamp does: NaN stays. Whether that changed it.
+template <typename Acc>
+FASTRNN_DEVICE bool clamp_value(Acc limit, Acc& x) {
+  if (!(x > limit || x < -limit)) return false;
+  x = x > 0 ? limit : -limit;
+  return true;
+}
+
+template <typename Op, typename Cell, template <typename, int> typename Team_, int kN>
+FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, const Workspace& workspace) {
+  using Scalar = typename Op::Scalar;
+  using Acc = typename Op::Acc;
+  using Element = typename Op::Element;
+  using Team = Team_<Op, kN>;
+  constexpr int G = Cell::kGates, V = 2;              // a thread's units: `group` and `group` + 8 of a tile
+  constexpr int kSums = Cell::kHasExtra ? G + 1 : G;  // of grad_bias, a unit
+  FASTRNN_SMEM(buffer);
+  SharedArrays arrays(buffer);
+  const BackwardShared<Op, Cell, Team> shared(arrays, p.shape, tiling);
+  const Cell cell(p.shape.cell);
+  const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
+  const int T = static_cast<int>(p.shape.steps);
+  const int64_t D = p.shape.directions;
+  const Place place = Place::of_block(tiling);
+  const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
+  const bool owns_units = warp < tiling.unit_warps;
+  const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kTileRows;
+  const Lane lane = Lane::of_thread();
+  const Rows rows = Rows::of(p);
+  const ThreadSamples<kN> samples(rows, place.slice);
+
+  const BackwardRows<Scalar> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
+  const WarpWeights<Op, 1, kBackwardRegisters<kN> / 8, BackwardRows<Scalar>> weights(weight_rows, G * H, tiling,
+                                                                                     shared.weights);
+
+  const auto unit_of = [&](int v) { return first_unit + v * 8 + lane.group; };
+  const auto for_own = [&](auto visit) {
+    if (!owns_units) return;
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+    for (int v = 0; v < V; ++v) FASTRNN_UNROLL
+    for (int j = 0; j < 2; ++j)
+      if (unit_of(v) < H && samples.exists(n, j, rows)) visit(n, v, j);
+  };
+  const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
+  const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
+
+  // The part of r_t that does not go through the recurrent product, then r_t.
+  State<Acc> r[kN][V][2];
+  Acc mask[kN][V][2];
+  Acc bias[V][kSums];
+  FASTRNN_UNROLL
+  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
+  for (int j = 0; j < 2; ++j) r[n][v][j] = {Acc(0), Acc(0)}, mask[n][v][j] = 1;
+  FASTRNN_UNROLL
+  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
+  for (int i = 0; i < kSums; ++i) bias[v][i] = 0;
+  const bool resumes = tiling.begin > 0 || tiling.phase == Phase::kFromNorm;
+  for_own([&](int n, int v, int j) {
+    const int64_t index = state_at(samples.index[n][j], unit_of(v));
+    if (p.mask) mask[n][v][j] = *at<Acc>(p.mask, index);
+    if (!resumes) return;
+    r[n][v][j].h = *at<Acc>(workspace.carried_h, index);
+    if constexpr (Cell::kHasCell) r[n][v][j].c = *at<Acc>(workspace.carried_c, index);
+  });
+
+  Team team(shared.team, G * H, tiling, place, workspace);
+  const bool whole_sequence = tiling.begin == 0 && tiling.end == T + 1;
+  const int first_turn = T - samples.longest;
+  if (whole_sequence) team.start(first_turn, [](int, int) { return Op::operand(0); });
+  const bool takes_norm = p.norms || p.clip_mode == ClipMode::kNorm;
+  const double scale = p.grad_scale ? *p.grad_scale : 1.0;
+
+  for (int turn = tiling.begin > first_turn ? tiling.begin : first_turn; turn < tiling.end; ++turn) {
+    const int step = T - 1 - turn;  // -1: the initial state
+    const auto step_t = [&](int n, int j) { return d == 0 ? step : samples.length[n][j] - 1 - step; };
+    const auto row_of = [&](int n, int j) { return rows.row(step_t(n, j), samples.index[n][j]); };
+    const auto row_before = [&](int n, int j) {
+      return rows.row(d == 0 ? step - 1 : samples.length[n][j] - step, samples.index[n][j]);
+    };
+    const auto is_live = [&](int n, int j) { return step >= 0 && step < samples.length[n][j]; };
+
+    Acc gates[kN][V][2][G], extra[kN][V][2], grad_y[kN][V][2];
+    State<Acc> prev[kN][V][2], next[kN][V][2];
+    if (tiling.phase != Phase::kUntilNorm)
+      for_own([&](int n, int v, int j) {
+        prev[n][v][j] = next[n][v][j] = {Acc(0), Acc(0)};
+        grad_y[n][v][j] = extra[n][v][j] = 0;
+        if (!is_live(n, j)) return;
+        const int unit = unit_of(v);
+        const int64_t row = row_of(n, j), before = step > 0 ? row_before(n, j) : 0;
+        const int64_t unit_at = (d * p.shape.rows + row) * H + unit, index = state_at(samples.index[n][j], unit);
+        if constexpr (G > 1) {
+          FASTRNN_UNROLL
+          for (int g = 0; g < G; ++g)
+            gates[n][v][j][g] = load(at<Scalar>(p.gates, ((d * p.shape.rows + row) * G + g) * H + unit));
+        }
+        if constexpr (Cell::kHasExtra) extra[n][v][j] = load(at<Scalar>(p.n_h, unit_at));
+        if constexpr (Cell::kHasCell) {
+          next[n][v][j].c = *at<Acc>(p.cells, unit_at);
+          prev[n][v][j].c =
+              step > 0 ? *at<Acc>(p.cells, (d * p.shape.rows + before) * H + unit) : load(at<Scalar>(p.c0, index));
+        } else {
+          next[n][v][j].h = load(at<Scalar>(p.y, (row * D + d) * H + unit));
+        }
+        if (!Cell::kHasCell || p.h_prev)
+          prev[n][v][j].h = load(step > 0 ? at<Scalar>(p.y, (before * D + d) * H + unit) : at<Scalar>(p.h0, index));
+        if (p.grad_y) grad_y[n][v][j] = load(at<Scalar>(p.grad_y, (row * D + d) * H + unit));
+      });
+
+    if (tiling.phase != Phase::kFromNorm) {
+      // The first turn has nobody to wait for but the threads of its own block.
+      if (turn > first_turn || whole_sequence) {
+        const Element* grad_gates = team.wait(turn);
+        if (turn > first_turn) {
+          Acc sum[kN][1][4];
+          if (first_unit < H) weights.multiply(sum, grad_gates, team.rows());
+          add_splits<Acc, kN, 1>(sum, tiling, shared.partial);
+          for_own([&](int n, int v, int j) {
+            const Acc product = sum[n][0][v * 2 + j];
+            if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask[n][v][j] : product;
+          });
+        }
+      }
+      for_own([&](int n, int v, int j) {
+        if (step + 1 != samples.length[n][j]) return;
+        const int64_t index = state_at(samples.index[n][j], unit_of(v));
+        r[n][v][j].h = p.grad_h_n ? load(at<Scalar>(p.grad_h_n, index)) : Acc(0);
+        if constexpr (Cell::kHasCell) r[n][v][j].c = p.grad_c_n ? load(at<Scalar>(p.grad_c_n, index)) : Acc(0);
+      });
+      if (step < 0) break;
+    }
+
+    if (takes_norm) {
+      double squares[kN][2] = {};
+      if (tiling.phase != Phase::kFromNorm)
+        for_own([&](int n, int v, int j) {
+          if (!is_live(n, j)) return;
+          // in double, which holds the square of every float
+          squares[n][j] += static_cast<double>(r[n][v][j].h) * r[n][v][j].h;
+          if constexpr (Cell::kHasCell) squares[n][j] += static_cast<double>(r[n][v][j].c) * r[n][v][j].c;
+        });
+      if constexpr (Team::kStepwise) {
+        if (tiling.phase == Phase::kUntilNorm) {
+          team.store_part(turn, squares);
+          break;
+        }
+        if (tiling.phase == Phase::kFromNorm) {
+          team.load_total(turn, squares);
+        } else {
+          team.sum(turn, squares);
+        }
+      } else {
+        team.sum(turn, squares);
+      }
+      FASTRNN_UNROLL
+      for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        if (!is_live(n, j)) continue;
+        const double norm = sqrt(squares[n][j]) / scale;
+        // not where the norm is not finite
+        const bool clips = p.clip_mode == ClipMode::kNorm && norm > p.clip_threshold && norm * 0 == 0;
+        if (place.rank == 0 && warp == 0 && lane.group == 0) {
+          const int64_t index = (static_cast<int64_t>(d) * T + step_t(n, j)) * B + samples.index[n][j];
+          if (p.norms) *at<Acc>(p.norms, index) = static_cast<Acc>(norm);
+          if (p.clipped && clips) p.clipped[index] = true;
+        }
+        if (!clips) continue;
+        const Acc factor = static_cast<Acc>(p.clip_threshold / norm);
+        FASTRNN_UNROLL
+        for (int v = 0; v < V; ++v) r[n][v][j].h *= factor, r[n][v][j].c *= factor;
+      }
+    }
+    if (p.clip_mode == ClipMode::kValue) {
+      const Acc limit = static_cast<Acc>(p.clip_threshold * scale);
+      for_own([&](int n, int v, int j) {
+        if (!is_live(n, j)) return;
+        bool clips = clamp_value(limit, r[n][v][j].h);
+        if constexpr (Cell::kHasCell) clips |= clamp_value(limit, r[n][v][j].c);
+        if (clips && p.clipped)
+          set_flag(p.clipped + (static_cast<int64_t>(d) * T + step_t(n, j)) * B + samples.index[n][j]);
+      });
+    }
+
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+    for (int v = 0; v < V; ++v) {
+      if (!owns_units) continue;
+      const int unit = unit_of(v);
+      Element operand[2][G];
+      FASTRNN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        FASTRNN_UNROLL
+        for (int g = 0; g < G; ++g) operand[j][g] = Op::operand(0);
+        if (unit >= H || !is_live(n, j)) continue;
+        State<Acc> grad = r[n][v][j];
+        grad.h += grad_y[n][v][j];
+        Acc grad_x[G], grad_r[G];
+        const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
+        r[n][v][j] =
+            cell.backward(grad, gates[n][v][j], extra[n][v][j], prev[n][v][j], next[n][v][j], keep, grad_x, grad_r);
+        const int64_t row = d * p.shape.rows + row_of(n, j);
+        FASTRNN_UNROLL
+        for (int g = 0; g < G; ++g) {
+          operand[j][g] = Op::operand(grad_r[g]);
+          bias[v][g] += grad_x[g];
+          store(at<Scalar>(p.grad_gates, (row * G + g) * H + unit), grad_x[g]);
+        }
+        if constexpr (Cell::kHasExtra) {
+          bias[v][G] += grad_r[G - 1];
+          store(at<Scalar>(p.grad_n_h, row * H + unit), grad_r[G - 1]);
+        }
+        if (p.h_prev) {
+          const Acc h = prev[n][v][j].h;
+          store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask[n][v][j] : h);
+        }
+      }
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) team.publish(turn + 1, n, g * H + unit, unit < H, operand[0][g], operand[1][g]);
+    }
+    team.published();
+  }
+  team.finish();
+
+  const bool ends = tiling.end == T + 1;
+  for_own([&](int n, int v, int j) {
+    const int unit = unit_of(v), sample = samples.index[n][j];
+    const int64_t index = state_at(sample, unit);
+    if (ends) {
+      store(at<Scalar>(p.grad_h0, index), r[n][v][j].h);
+      if constexpr (Cell::kHasCell) store(at<Scalar>(p.grad_c0, index), r[n][v][j].c);
+    } else {
+      *at<Acc>(workspace.carried_h, index) = r[n][v][j].h;
+      if constexpr (Cell::kHasCell) *at<Acc>(workspace.carried_c, index) = r[n][v][j].c;
+    }
+    if (p.offsets || tiling.phase == Phase::kUntilNorm) return;
+    // Steps past a length: their rows multiply in the products that follow, so they may not be NaN.
+    const int last = T - 1 - tiling.begin, earliest = T - tiling.end;
+    for (int t = earliest > samples.length[n][j] ? earliest : samples.length[n][j]; t <= last; ++t) {
+      const int64_t row = d * p.shape.rows + rows.row(t, sample);
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) store(at<Scalar>(p.grad_gates, (row * G + g) * H + unit), Acc(0));
+      if constexpr (Cell::kHasExtra) store(at<Scalar>(p.grad_n_h, row * H + unit), Acc(0));
+      if (p.h_prev) store(at<Scalar>(p.h_prev, row * H + unit), Acc(0));
+    }
+  });
+
+  if (!owns_units || tiling.phase == Phase::kUntilNorm) return;
+  FASTRNN_UNROLL
+  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
+  for (int i = 0; i < kSums; ++i) {
+    Acc total = bias[v][i];
+    FASTRNN_UNROLL
+    for (int mask = 1; mask < 4; mask *= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
+    if (lane.quad != 0 || unit_of(v) >= H) continue;
+    Acc* sum = at<Acc>(workspace.bias, ((place.slice * D + d) * kSums + i) * H + unit_of(v));
+    *sum = tiling.begin > 0 ? *sum + total : total;
+  }
+}
+
+template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrence_backward(const BackwardParams p, const Tiling tiling, const Workspace workspace) {
+  if constexpr (kArch >= Team<Op, kN>::kMinArch) run_backward<Op, Cell, Team, kN>(p, tiling, workspace);
+}
+
+// grad_bias [columns]: the slices' partial sums in fixed order. A thread has a column.
+template <typename Acc>
+__global__ void sum_slices(Acc* out, const Acc* partial, int64_t num_columns, int num_slices) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (column >= num_columns) return;
+  Acc sum = 0;
+  for (int slice = 0; slice < num_slices; ++slice) sum += partial[slice * num_columns + column];
+  out[column] = sum;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,288 @@
+// A whole RNN, LSTM or GRU sequence, forward, in one launch (or, stepwise, one step of it).
+//
+// A team of blocks (team.cuh) has one slice of the batch in one direction and, together, all of W_hh. A block owns hidden units
+// with all their gates; a warp of it a group of units, or a share of the columns for such a group (product.cuh). The rows of
+// the warp's tiles are ordered so that one thread has all gates of its units: it keeps their state in registers. Each step
+//   1. fetches the input side of the gates,
+//   2. waits for the whole h_{t-1}, masked,          (team.wait)
+//   3. multiplies the weights with it, and adds what other warps have of the columns,
+//   4. runs the cell in registers,
+//   5. gives its rows of h_t to the team,            (team.publish)
+//   6. stores y and what backward needs, while the others still wait.
+#pragma once
+
+#include "../params.h"
+#include "product.cuh"
+#include "rows.cuh"
+#include "team.cuh"
+
+namespace fastrnn::cuda {
+
+// The cells as the kernels take them: RNN chooses its nonlinearity at run time.
+struct RnnCell {
+  static constexpr int kGates = 1;
+  static constexpr bool kHasCell = false, kHasExtra = false;
+  bool relu;
+  FASTRNN_DEVICE explicit RnnCell(CellKind kind) : relu(kind == CellKind::kRnnRelu) {}
+  template <typename Acc, typename... Rest>
+  FASTRNN_DEVICE State<Acc> forward(const Acc (&x)[1], Rest&&... rest) const {
+    return relu ? RnnRelu::forward(x, rest...) : RnnTanh::forward(x, rest...);
+  }
+  template <typename Acc, typename... Rest>
+  FASTRNN_DEVICE State<Acc> backward(State<Acc> grad, Rest&&... rest) const {
+    return relu ? RnnRelu::backward(grad, rest...) : RnnTanh::backward(grad, rest...);
+  }
+};
+struct LstmCell : Lstm {
+  FASTRNN_DEVICE explicit LstmCell(CellKind) {}
+};
+struct GruCell : Gru {
+  FASTRNN_DEVICE explicit GruCell(CellKind) {}
+};
+
+// How the gates of a group of units lie in tiles of 16 rows. Four gates: {i, f} of 8 units, {g, o} of 8 units. Fewer: a tile a
+// gate, of 16 units.
+template <typename Cell>
+struct GateTiles {
+  static constexpr bool kPaired = Cell::kGates == 4;
+  static constexpr int kUnits = kPaired ? 8 : 16;            // of a group
+  static constexpr int kTiles = kPaired ? 2 : Cell::kGates;  // of a group
+  static constexpr int kUnitsPerThread = kPaired ? 1 : 2;    // `group`, and then `group` + 8
+  // The sum of a gate, of a thread's unit v and sample j.
+  template <typename Acc>
+  FASTRNN_DEVICE static Acc gate(const Acc* tiles, int gate, int v, int j) {
+    return kPaired ? tiles[gate / 2 * 4 + gate % 2 * 2 + j] : tiles[gate * 4 + 2 * v + j];
+  }
+};
+
+// The weight rows of a warp's tiles in forward.
+template <typename Scalar, typename Cell>
+struct ForwardRows {
+  const Scalar* w_hh;  // [G*H, H]
+  int hidden_size;
+  int first_unit;  // of the warp
+  FASTRNN_DEVICE RowPair<Scalar> operator()(int tile) const {
+    using Tiles = GateTiles<Cell>;
+    const int unit = first_unit + tile / Tiles::kTiles * Tiles::kUnits + Lane::of_thread().group;
+    const int in_group = tile % Tiles::kTiles;
+    if constexpr (Tiles::kPaired) return {row(2 * in_group, unit), row(2 * in_group + 1, unit), 1};
+    return {row(in_group, unit), row(in_group, unit + 8), 1};
+  }
+  FASTRNN_DEVICE const Scalar* row(int gate, int unit) const {
+    return unit < hidden_size ? w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size : nullptr;
+  }
+};
+
+template <typename T>
+FASTRNN_DEVICE const T* at(const void* base, int64_t index) {
+  return static_cast<const T*>(base) + index;
+}
+template <typename T>
+FASTRNN_DEVICE T* at(void* base, int64_t index) {
+  return static_cast<T*>(base) + index;
+}
+
+// Registers of a thread that hold weights: what the rest of the kernel leaves free.
+template <int kN>
+constexpr int kForwardRegisters = kN == 1 ? 120 : 80;
+
+template <typename Op, typename Cell, typename Team, int kGroups>
+struct ForwardShared {
+  static constexpr int kTiles = kGroups * GateTiles<Cell>::kTiles;
+  typename Team::Shared team;
+  typename Op::Acc* partial;  // [splits - 1, unit_warps, kN * kTiles, 32, 4]
+  unsigned char* weights;     // [warps, shared_chunks, kTiles, Op::kSharedBytes]
+  FASTRNN_HD ForwardShared(SharedArrays& arrays, const Shape& shape, const Tiling& tiling)
+      : team(arrays, shape.hidden_size, tiling) {
+    partial = arrays.take<typename Op::Acc>((tiling.splits - 1) * tiling.unit_warps * Team::kN * kTiles * 32 * 4);
+    weights = arrays.take<unsigned char>(int64_t{kWarps} * tiling.shared_chunks * kTiles * Op::kSharedBytes);
+  }
+};
+
+// The samples of a slice that a thread has: of tile n, 2 * quad + j.
+template <int kN>
+struct ThreadSamples {
+  int index[kN][2];
+  int length[kN][2];  // 0 past the batch
+  int longest;        // of the slice
+  FASTRNN_DEVICE ThreadSamples(const Rows& rows, int slice) {
+    const int first = slice * kN * kTileBatch;
+    longest = 0;
+    for (int i = 0; i < kN * kTileBatch; ++i) {
+      const int length = first + i < rows.batch ? static_cast<int>(rows.length(first + i)) : 0;
+      longest = length > longest ? length : longest;
+    }
+    for (int n = 0; n < kN; ++n)
+      for (int j = 0; j < 2; ++j) {
+        index[n][j] = first + n * kTileBatch + 2 * Lane::of_thread().quad + j;
+        length[n][j] = index[n][j] < rows.batch ? static_cast<int>(rows.length(index[n][j])) : 0;
+      }
+  }
+  FASTRNN_DEVICE bool exists(int n, int j, const Rows& rows) const { return index[n][j] < rows.batch; }
+};
+
+template <typename Op, typename Cell, template <typename, int> typename Team_, int kN, int kGroups>
+FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, const Workspace& workspace) {
+  using Scalar = typename Op::Scalar;
+  using Acc = typename Op::Acc;
+  using Element = typename Op::Element;
+  using Team = Team_<Op, kN>;
+  using Tiles = GateTiles<Cell>;
+  constexpr int G = Cell::kGates, V = kGroups * Tiles::kUnitsPerThread;  // a thread's units
+  constexpr int kTiles = kGroups * Tiles::kTiles;
+  FASTRNN_SMEM(buffer);
+  SharedArrays arrays(buffer);
+  const ForwardShared<Op, Cell, Team, kGroups> shared(arrays, p.shape, tiling);
+  const Cell cell(p.shape.cell);
+  const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
+  const int64_t D = p.shape.directions;
+  const Place place = Place::of_block(tiling);
+  const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
+  const bool owns_units = warp < tiling.unit_warps;
+  const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kGroups * Tiles::kUnits;
+  const Lane lane = Lane::of_thread();
+  const Rows rows = Rows::of(p);
+  const ThreadSamples<kN> samples(rows, place.slice);
+
+  const ForwardRows<Scalar, Cell> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
+  const WarpWeights<Op, kTiles, kForwardRegisters<kN> / 8 / kTiles, ForwardRows<Scalar, Cell>> weights(
+      weight_rows, H, tiling, shared.weights);
+
+  const auto unit_of = [&](int v) {
+    return first_unit + v / Tiles::kUnitsPerThread * Tiles::kUnits + v % Tiles::kUnitsPerThread * 8 + lane.group;
+  };
+  const auto for_own = [&](auto visit) {
+    if (!owns_units) return;
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+    for (int v = 0; v < V; ++v) FASTRNN_UNROLL
+    for (int j = 0; j < 2; ++j) visit(n, v, j);
+  };
+  const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
+  const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
+
+  // Starting values, and what of the parameters does not change with the step.
+  State<Acc> state[kN][V][2];
+  Acc mask[kN][V][2];  // of the operand or of the candidate
+  Acc b_hn[V];
+  for_own([&](int n, int v, int j) {
+    const int unit = unit_of(v);
+    const int64_t index = state_at(samples.index[n][j], unit);
+    state[n][v][j] = {Acc(0), Acc(0)};
+    mask[n][v][j] = 1;
+    b_hn[v] = 0;
+    if (unit >= H) return;
+    if constexpr (Cell::kHasExtra)
+      if (p.b_hn[d]) b_hn[v] = load(at<Scalar>(p.b_hn[d], unit));
+    if (!samples.exists(n, j, rows)) return;
+    if (p.mask) mask[n][v][j] = *at<Acc>(p.mask, index);
+    if (tiling.begin == 0) {
+      state[n][v][j].h = load(at<Scalar>(p.h0, index));
+      if constexpr (Cell::kHasCell) state[n][v][j].c = load(at<Scalar>(p.c0, index));
+    } else {
+      state[n][v][j].h = *at<Acc>(workspace.carried_h, index);
+      if constexpr (Cell::kHasCell) state[n][v][j].c = *at<Acc>(workspace.carried_c, index);
+    }
+  });
+
+  Team team(shared.team, H, tiling, place, workspace);
+  const auto operand = [&](Acc h, Acc factor) {
+    const Acc stored = rounded<Scalar>(h);
+    return Op::operand(masks_state ? rounded<Scalar>(stored * factor) : stored);
+  };
+  if (tiling.begin == 0) {
+    team.start(0, [&](int k, int sample) {
+      const int b = place.slice * Team::kSamples + sample;
+      if (b >= B) return Op::operand(0);
+      return operand(load(at<Scalar>(p.h0, state_at(b, k))), masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1));
+    });
+  }
+
+  const int steps = samples.longest < tiling.end ? samples.longest : tiling.end;
+  for (int step = tiling.begin; step < steps; ++step) {
+    const auto row_of = [&](int n, int j) {
+      return rows.row(d == 0 ? step : samples.length[n][j] - 1 - step, samples.index[n][j]);
+    };
+    const auto is_live = [&](int n, int v, int j) { return unit_of(v) < H && step < samples.length[n][j]; };
+    Acc x[kN][V][2][G];
+    for_own([&](int n, int v, int j) {
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) x[n][v][j][g] = 0;
+      if (!is_live(n, v, j)) return;
+      const Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row_of(n, j)) * G) * H + unit_of(v));
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) x[n][v][j][g] = load(gates + g * H);
+    });
+
+    const Element* h = team.wait(step);
+    Acc sum[kN][kTiles][4];
+    if (first_unit < H) weights.multiply(sum, h, team.rows());
+    add_splits<Acc, kN, kTiles>(sum, tiling, shared.partial);
+
+    Acc extra[kN][V][2];
+    for_own([&](int n, int v, int j) {
+      if (!is_live(n, v, j)) return;
+      const Acc* tiles = sum[n][v / Tiles::kUnitsPerThread * Tiles::kTiles];
+      Acc r[G], gates[G];
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) r[g] = Tiles::gate(tiles, g, v % Tiles::kUnitsPerThread, j);
+      if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];
+      const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
+      state[n][v][j] = cell.forward(x[n][v][j], r, state[n][v][j], keep, gates, extra[n][v][j]);
+      if constexpr (G > 1) {
+        FASTRNN_UNROLL
+        for (int g = 0; g < G; ++g) x[n][v][j][g] = gates[g];
+      }
+    });
+    if (step + 1 < samples.longest) {
+      if (owns_units) {
+        FASTRNN_UNROLL
+        for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+        for (int v = 0; v < V; ++v)
+          team.publish(step + 1, n, unit_of(v), unit_of(v) < H, operand(state[n][v][0].h, mask[n][v][0]),
+                       operand(state[n][v][1].h, mask[n][v][1]));
+      }
+      team.published();
+    }
+
+    for_own([&](int n, int v, int j) {
+      if (!is_live(n, v, j)) return;
+      const int unit = unit_of(v);
+      const int64_t row = row_of(n, j), unit_at = (d * p.shape.rows + row) * H + unit;
+      store(at<Scalar>(p.y, (row * D + d) * H + unit), state[n][v][j].h);
+      if (!p.save) return;
+      if constexpr (G > 1) {
+        Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row) * G) * H + unit);
+        FASTRNN_UNROLL
+        for (int g = 0; g < G; ++g) store(gates + g * H, x[n][v][j][g]);
+      }
+      if constexpr (Cell::kHasCell) *at<Acc>(p.cells, unit_at) = state[n][v][j].c;
+      if constexpr (Cell::kHasExtra) store(at<Scalar>(p.n_h, unit_at), extra[n][v][j]);
+    });
+  }
+
+  for_own([&](int n, int v, int j) {
+    const int unit = unit_of(v), sample = samples.index[n][j];
+    const int64_t index = state_at(sample, unit);
+    if (unit >= H || !samples.exists(n, j, rows)) return;
+    if (!p.offsets)  // past a length y is zero
+      for (int t = samples.length[n][j] > tiling.begin ? samples.length[n][j] : tiling.begin; t < tiling.end; ++t)
+        store(at<Scalar>(p.y, (rows.row(t, sample) * D + d) * H + unit), Acc(0));
+    if (tiling.end == p.shape.steps) {
+      store(at<Scalar>(p.h_n, index), state[n][v][j].h);
+      if constexpr (Cell::kHasCell) store(at<Scalar>(p.c_n, index), state[n][v][j].c);
+    } else {
+      *at<Acc>(workspace.carried_h, index) = state[n][v][j].h;
+      if constexpr (Cell::kHasCell) *at<Acc>(workspace.carried_c, index) = state[n][v][j].c;
+    }
+  });
+  team.finish();
+}
+
+template <typename Op, typename Cell, template <typename, int> typename Team, int kN, int kGroups>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrence_forward(const ForwardParams p, const Tiling tiling, const Workspace workspace) {
+  if constexpr (kArch >= Team<Op, kN>::kMinArch) run_forward<Op, Cell, Team, kN, kGroups>(p, tiling, workspace);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,4 @@
+#include "../recurrence.cuh"
+
+template struct fastrnn::cuda::Recurrence<fastrnn::cuda::Tensor<fastrnn::cuda::HalfNumber<__half>>,
+                                          fastrnn::cuda::GruCell>;

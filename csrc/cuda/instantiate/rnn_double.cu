@@ -1,0 +1,3 @@
+#include "../recurrence.cuh"
+
+template struct fastrnn::cuda::Recurrence<fastrnn::cuda::Fma<double>, fastrnn::cuda::RnnCell>;

@@ -1,0 +1,3 @@
+#include "../recurrence.cuh"
+
+template struct fastrnn::cuda::Recurrence<fastrnn::cuda::Tensor<fastrnn::cuda::Tf32Number>, fastrnn::cuda::RnnCell>;

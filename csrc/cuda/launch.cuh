@@ -1,0 +1,101 @@
+// The only place that launches a kernel: on the caller's stream and device, with one check that names kernel and shape.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "../params.h"
+
+namespace fastrnn::cuda {
+
+inline const char* cell_name(CellKind cell) {
+  constexpr const char* kNames[] = {"RNN tanh", "RNN relu", "LSTM", "GRU"};
+  return kNames[static_cast<int>(cell)];
+}
+
+inline std::string describe(const Shape& shape) {
+  std::ostringstream text;
+  text << cell_name(shape.cell) << ", hidden_size " << shape.hidden_size << ", batch " << shape.batch << ", steps "
+       << shape.steps << ", directions " << shape.directions;
+  return text.str();
+}
+
+struct Launch {
+  std::string what;  // kernel, plan and shape, for an error
+  cudaStream_t stream;
+  int grid = 1, threads = 1;
+  size_t shared_bytes = 0;
+  int cluster_size = 1;
+  bool cooperative = false;  // all blocks run at the same time
+};
+
+[[noreturn]] inline void fail(const Launch& launch, cudaError_t error, const char* advice) {
+  std::ostringstream message;
+  message << launch.what << ": " << cudaGetErrorString(error) << " (" << launch.grid << " blocks of " << launch.threads
+          << " threads, " << launch.shared_bytes << " bytes of shared memory, clusters of " << launch.cluster_size
+          << (launch.cooperative ? ", cooperative" : "") << ')' << advice;
+  throw std::runtime_error(message.str());
+}
+
+inline void check(const Launch& launch, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // an error of the call is not the next one's
+  const char* advice = "";
+  if (error == cudaErrorNoKernelImageForDevice)
+    advice =
+        ". fastrnn was not built for this GPU: build it again with TORCH_CUDA_ARCH_LIST set to its compute capability";
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion)
+    advice = ". The driver is too old for this build: update it, or build with an older CUDA toolkit";
+  if (error == cudaErrorCooperativeLaunchTooLarge)
+    advice = ". FASTRNN_PLANS=stepwise runs without cooperative launches";
+  fail(launch, error, advice);
+}
+
+// What the kernel needs before its occupancy can be asked for or it is launched.
+template <typename... Parameters>
+void prepare(const Launch& launch, void (*kernel)(Parameters...)) {
+  if (launch.shared_bytes > 48 * 1024)
+    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(launch.shared_bytes)));
+  if (launch.cluster_size > 8)
+    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+}
+
+template <typename... Parameters>
+void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
+  if (launch.grid == 0) return;
+  prepare(launch, kernel);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(launch.grid));
+  config.blockDim = dim3(static_cast<unsigned>(launch.threads));
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = launch.stream;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (launch.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  if (launch.cluster_size > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(launch.cluster_size);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  check(launch, cudaLaunchKernelEx(&config, kernel, parameters...));
+}
+
+// How many blocks of the kernel can wait for each other on the current device.
+template <typename... Parameters>
+int resident_blocks(const Launch& launch, void (*kernel)(Parameters...), int multiprocessors) {
+  prepare(launch, kernel);
+  int per_multiprocessor = 0;
+  check(launch, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, launch.threads,
+                                                              launch.shared_bytes));
+  return per_multiprocessor * multiprocessors;
+}
+
+}  // namespace fastrnn::cuda

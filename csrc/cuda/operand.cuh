@@ -1,0 +1,273 @@
+// How a warp multiplies 16 rows of weights with a chunk of the team's operand, for each kind of number.
+//
+// The operand X (h_{t-1} in forward, the gate gradients in backward) is [K][8]: K rows of 8 samples. A chunk is `kChunk` rows of
+// it. Within a chunk a thread's weights are contiguous along a weight row, so that 16-byte loads fetch them; the order of
+// the rows in X follows (`place`), so that reading the operand has no bank conflicts.
+//
+//   Weights  a thread's share of 16 weight rows by kChunk columns: of the rows `group` and `group` + 8
+//   Inputs   a thread's share of kChunk rows of X
+//   Acc[4]   its sums: rows `group`, `group` + 8 by samples 2 * quad, 2 * quad + 1, as the matrix instructions have them
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include <intrinsics.cuh>
+#include "storage.cuh"
+#include "tiling.h"
+
+namespace fastrnn::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kTileRows = 16;  // rows of weights in a matrix instruction
+
+// Where a thread stands in a fragment.
+struct Lane {
+  int group, quad;
+  FASTRNN_DEVICE static Lane of_thread() {
+    const int lane = threadIdx.x % kWarp;
+    return {lane / 4, lane % 4};
+  }
+};
+
+// A weight row that does not exist (a tail) is null and reads as zeros.
+template <typename Scalar>
+struct RowPair {
+  const Scalar* low;   // row `group` of the tile
+  const Scalar* high;  // row `group` + 8
+  int64_t stride;      // between its columns
+};
+
+// A thread's share of a chunk of X for the tensor cores: two fragments b.
+struct FragmentInputs {
+  uint32_t word[4];
+};
+
+// Tensor cores. `Number` says how the operand is stored and multiplied.
+template <typename Number>
+struct Tensor {
+  using Scalar = typename Number::Scalar;
+  using Element = typename Number::Element;
+  using Acc = float;
+  static constexpr int kPerLane = 16 / sizeof(Element);  // columns of a row that a thread has of a chunk
+  static constexpr int kPerWord = 4 / sizeof(Element);
+  static constexpr int kChunk = 4 * kPerLane;
+  static constexpr bool kInRegisters = true;
+
+  struct Weights {
+    uint32_t word[8];  // two fragments; even: row `low`, odd: row `high`
+  };
+  using Inputs = FragmentInputs;
+
+  // Where row k of X lies: words of the same index, of all four quads, side by side.
+  FASTRNN_DEVICE static int place(int k) {
+    const int in_chunk = k % kChunk, quad = in_chunk / kPerLane, word = in_chunk % kPerLane / kPerWord;
+    return k - in_chunk + (word * 4 + quad) * kPerWord + k % kPerWord;
+  }
+
+  FASTRNN_DEVICE static Element operand(float x) { return Number::operand(x); }
+
+  FASTRNN_DEVICE static Weights load(const RowPair<Scalar>& rows, int column, int num_columns) {
+    Weights weights;
+    load_row<0>(weights, rows.low, rows.stride, column, num_columns);
+    load_row<1>(weights, rows.high, rows.stride, column, num_columns);
+    return weights;
+  }
+
+  static constexpr int kSharedBytes = kTileRows * kChunk * sizeof(Element);
+  FASTRNN_DEVICE static void to_shared(unsigned char* place, const Weights& weights) {
+    uint4* quads = reinterpret_cast<uint4*>(place) + threadIdx.x % kWarp;
+    quads[0] = {weights.word[0], weights.word[1], weights.word[2], weights.word[3]};
+    quads[kWarp] = {weights.word[4], weights.word[5], weights.word[6], weights.word[7]};
+  }
+  FASTRNN_DEVICE static Weights from_shared(const unsigned char* place) {
+    const uint4* quads = reinterpret_cast<const uint4*>(place) + threadIdx.x % kWarp;
+    const uint4 first = quads[0], second = quads[kWarp];
+    return {{first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w}};
+  }
+
+  // `x`: the chunk's first row.
+  FASTRNN_DEVICE static Inputs inputs(const Element* x) { return Number::inputs(x); }
+
+  FASTRNN_DEVICE static void multiply_add(Acc (&sum)[4], const Weights& weights, const Inputs& inputs) {
+    FASTRNN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t a[4] = {weights.word[half * 4], weights.word[half * 4 + 1], weights.word[half * 4 + 2],
+                             weights.word[half * 4 + 3]};
+      const uint32_t b[2] = {inputs.word[half * 2], inputs.word[half * 2 + 1]};
+      Number::multiply_add(sum, a, b);
+    }
+  }
+
+ private:
+  template <int kOdd>
+  FASTRNN_DEVICE static void load_row(Weights& weights, const Scalar* row, int64_t stride, int column,
+                                      int num_columns) {
+    const int first = column + Lane::of_thread().quad * kPerLane;
+    uint32_t word[4] = {0, 0, 0, 0};
+    if (row != nullptr) {
+      const Scalar* from = row + first * stride;
+      if (stride == 1 && first + kPerLane <= num_columns && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+        const uint4 all = *reinterpret_cast<const uint4*>(from);
+        word[0] = all.x, word[1] = all.y, word[2] = all.z, word[3] = all.w;
+        FASTRNN_UNROLL
+        for (int i = 0; i < 4; ++i) word[i] = Number::rounded_word(word[i]);
+      } else {
+        FASTRNN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          Scalar pair[kPerWord];
+          FASTRNN_UNROLL
+          for (int j = 0; j < kPerWord; ++j) {
+            const int index = i * kPerWord + j;
+            pair[j] = first + index < num_columns ? from[index * stride] : Scalar(0.0f);
+          }
+          memcpy(&word[i], pair, 4);
+          word[i] = Number::rounded_word(word[i]);
+        }
+      }
+    }
+    FASTRNN_UNROLL
+    for (int i = 0; i < 4; ++i) weights.word[2 * i + kOdd] = word[i];
+  }
+};
+
+// 16-bit numbers: ldmatrix reads a chunk of 32 rows, transposed on the way.
+template <typename Scalar_>
+struct HalfNumber {
+  using Scalar = Scalar_;
+  using Element = Scalar;
+  FASTRNN_DEVICE static Element operand(float x) {
+    Element element;
+    store(&element, x);
+    return element;
+  }
+  FASTRNN_DEVICE static uint32_t rounded_word(uint32_t word) { return word; }
+  FASTRNN_DEVICE static FragmentInputs inputs(const Element* x) {
+    FragmentInputs inputs;
+    ldmatrix_x4_trans(inputs.word, x + threadIdx.x % kWarp * kTileBatch);
+    return inputs;
+  }
+  FASTRNN_DEVICE static void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<Scalar, __half>) {
+      mma_m16n8k16_f16(sum, a, b);
+    } else {
+      mma_m16n8k16_bf16(sum, a, b);
+    }
+  }
+};
+
+// float32 storage, multiplied as tf32: rounded to nearest, not truncated.
+struct Tf32Number {
+  using Scalar = float;
+  using Element = float;
+  FASTRNN_DEVICE static Element operand(float x) { return round_to_tf32(x); }
+  FASTRNN_DEVICE static uint32_t rounded_word(uint32_t word) {
+    float x;
+    memcpy(&x, &word, 4);
+    x = round_to_tf32(x);
+    memcpy(&word, &x, 4);
+    return word;
+  }
+  FASTRNN_DEVICE static FragmentInputs inputs(const Element* x) {
+    const Lane lane = Lane::of_thread();
+    FragmentInputs inputs;
+    FASTRNN_UNROLL
+    for (int i = 0; i < 4; ++i) memcpy(&inputs.word[i], x + (i * 4 + lane.quad) * kTileBatch + lane.group, 4);
+    return inputs;
+  }
+  FASTRNN_DEVICE static void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_m16n8k8_tf32(sum, a, b);
+  }
+};
+
+// Ordinary multiply-adds, exact in float32 and float64. All quads of a group hold the same weights, which in registers would be
+// four times too many: they stay in shared memory.
+template <typename Scalar_>
+struct Fma {
+  using Scalar = Scalar_;
+  using Element = Scalar;
+  using Acc = Scalar;
+  static constexpr int kChunk = 16 / sizeof(Scalar);
+  static constexpr bool kInRegisters = false;
+
+  struct Weights {
+    Acc low[kChunk], high[kChunk];
+  };
+  struct Inputs {
+    Acc value[kChunk][2];
+  };
+
+  FASTRNN_DEVICE static int place(int k) { return k; }
+  FASTRNN_DEVICE static Element operand(Acc x) { return x; }
+
+  FASTRNN_DEVICE static Weights load(const RowPair<Scalar>& rows, int column, int num_columns) {
+    Weights weights;
+    load_row(weights.low, rows.low, rows.stride, column, num_columns);
+    load_row(weights.high, rows.high, rows.stride, column, num_columns);
+    return weights;
+  }
+
+  static constexpr int kSharedBytes = kTileRows * kChunk * sizeof(Element);
+  FASTRNN_DEVICE static void to_shared(unsigned char* place, const Weights& weights) {
+    const Lane lane = Lane::of_thread();
+    auto* rows = reinterpret_cast<Row*>(place);
+    if (lane.quad == 0) copy(rows[lane.group].value, weights.low);
+    if (lane.quad == 1) copy(rows[lane.group + 8].value, weights.high);
+  }
+  FASTRNN_DEVICE static Weights from_shared(const unsigned char* place) {
+    const Lane lane = Lane::of_thread();
+    const auto* rows = reinterpret_cast<const Row*>(place);
+    const Row low = rows[lane.group], high = rows[lane.group + 8];
+    Weights weights;
+    copy(weights.low, low.value);
+    copy(weights.high, high.value);
+    return weights;
+  }
+
+  FASTRNN_DEVICE static Inputs inputs(const Element* x) {
+    const Lane lane = Lane::of_thread();
+    Inputs inputs;
+    FASTRNN_UNROLL
+    for (int i = 0; i < kChunk; ++i) {
+      const Pair pair = *reinterpret_cast<const Pair*>(x + i * kTileBatch + 2 * lane.quad);
+      inputs.value[i][0] = pair.value[0], inputs.value[i][1] = pair.value[1];
+    }
+    return inputs;
+  }
+
+  FASTRNN_DEVICE static void multiply_add(Acc (&sum)[4], const Weights& weights, const Inputs& inputs) {
+    FASTRNN_UNROLL
+    for (int i = 0; i < kChunk; ++i) {
+      sum[0] += weights.low[i] * inputs.value[i][0];
+      sum[1] += weights.low[i] * inputs.value[i][1];
+      sum[2] += weights.high[i] * inputs.value[i][0];
+      sum[3] += weights.high[i] * inputs.value[i][1];
+    }
+  }
+
+ private:
+  struct alignas(16) Row {
+    Acc value[kChunk];
+  };
+  struct alignas(2 * sizeof(Acc)) Pair {
+    Acc value[2];
+  };
+  FASTRNN_DEVICE static void copy(Acc (&to)[kChunk], const Acc (&from)[kChunk]) {
+    FASTRNN_UNROLL
+    for (int i = 0; i < kChunk; ++i) to[i] = from[i];
+  }
+  FASTRNN_DEVICE static void load_row(Acc (&to)[kChunk], const Scalar* row, int64_t stride, int column,
+                                      int num_columns) {
+    const Scalar* from = row + column * stride;
+    if (row != nullptr && stride == 1 && column + kChunk <= num_columns &&
+        reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+      copy(to, reinterpret_cast<const Row*>(from)->value);
+      return;
+    }
+    FASTRNN_UNROLL
+    for (int i = 0; i < kChunk; ++i)
+      to[i] = row != nullptr && column + i < num_columns ? row[(column + i) * stride] : Acc(0);
+  }
+};
+
+}  // namespace fastrnn::cuda

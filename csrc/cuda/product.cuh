@@ -1,0 +1,121 @@
+// The weights that a warp owns, wherever they lie, and their product with the team's operand.
+//
+// A warp owns `kTiles` tiles of 16 weight rows, and of their columns a run of chunks: the first kRegisterChunks in registers
+// for the whole sequence, the next in shared memory, and what fits in neither is read from memory at every step. Where several
+// warps share the columns of the same rows (`splits`), the sums of the others are added by the warp of the first columns.
+#pragma once
+
+#include "operand.cuh"
+
+namespace fastrnn::cuda {
+
+template <typename Op, int kTiles, int kMaxRegisterChunks, typename Rows>
+class WarpWeights {
+ public:
+  using Acc = typename Op::Acc;
+  using Element = typename Op::Element;
+  static constexpr int kRegisterChunks = Op::kInRegisters ? kMaxRegisterChunks : 0;
+  static constexpr int kSharedChunkBytes = kTiles * Op::kSharedBytes;
+
+  // `shared`: of the block, [warps, shared_chunks, kTiles, Op::kSharedBytes]. `rows(tile)` is the RowPair of a tile.
+  FASTRNN_DEVICE WarpWeights(const Rows& rows, int num_columns, const Tiling& tiling, unsigned char* shared)
+      : rows_(rows), num_columns_(num_columns) {
+    const int warp = threadIdx.x / kWarp, all_chunks = (num_columns + Op::kChunk - 1) / Op::kChunk;
+    first_ = warp / tiling.unit_warps * tiling.chunks;
+    count_ = all_chunks - first_ < tiling.chunks ? all_chunks - first_ : tiling.chunks;
+    shared_end_ = kRegisterChunks + tiling.shared_chunks < count_ ? kRegisterChunks + tiling.shared_chunks : count_;
+    shared_ = shared + warp * tiling.shared_chunks * kSharedChunkBytes;
+    if constexpr (kRegisterChunks > 0) {
+      FASTRNN_UNROLL
+      for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
+        FASTRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) registers_[chunk][tile] = from_memory(chunk, tile);
+      }
+    }
+    for (int chunk = kRegisterChunks; chunk < shared_end_; ++chunk) {
+      FASTRNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) Op::to_shared(in_shared(chunk, tile), from_memory(chunk, tile));
+    }
+    __syncwarp();
+  }
+
+  // sum[n][tile] = weights * x[n]; `x` is [kN][rows of X][kTileBatch].
+  template <int kN>
+  FASTRNN_DEVICE void multiply(Acc (&sum)[kN][kTiles][4], const Element* x, int rows_of_x) const {
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) FASTRNN_UNROLL
+    for (int i = 0; i < 4; ++i) sum[n][tile][i] = 0;
+    const auto add = [&](int chunk, auto weights_of) {
+      typename Op::Inputs inputs[kN];
+      FASTRNN_UNROLL
+      for (int n = 0; n < kN; ++n)
+        inputs[n] = Op::inputs(x + (static_cast<int64_t>(n) * rows_of_x + (first_ + chunk) * Op::kChunk) * kTileBatch);
+      FASTRNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const typename Op::Weights weights = weights_of(tile);
+        FASTRNN_UNROLL
+        for (int n = 0; n < kN; ++n) Op::multiply_add(sum[n][tile], weights, inputs[n]);
+      }
+    };
+    if constexpr (kRegisterChunks > 0) {
+      FASTRNN_UNROLL
+      for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
+        if (chunk >= count_) break;
+        add(chunk, [&](int tile) { return registers_[chunk][tile]; });
+      }
+    }
+    for (int chunk = kRegisterChunks; chunk < shared_end_; ++chunk)
+      add(chunk, [&](int tile) { return Op::from_shared(in_shared(chunk, tile)); });
+    for (int chunk = shared_end_ > kRegisterChunks ? shared_end_ : kRegisterChunks; chunk < count_; ++chunk)
+      add(chunk, [&](int tile) { return from_memory(chunk, tile); });
+  }
+
+ private:
+  FASTRNN_DEVICE typename Op::Weights from_memory(int chunk, int tile) const {
+    return Op::load(rows_(tile), (first_ + chunk) * Op::kChunk, chunk < count_ ? num_columns_ : 0);
+  }
+  FASTRNN_DEVICE unsigned char* in_shared(int chunk, int tile) const {
+    return shared_ + (chunk - kRegisterChunks) * kSharedChunkBytes + tile * Op::kSharedBytes;
+  }
+
+  Rows rows_;
+  int num_columns_;
+  int first_, count_, shared_end_;  // chunks: the first of all columns, how many, and where those in shared memory end
+  unsigned char* shared_;
+  typename Op::Weights registers_[kRegisterChunks > 0 ? kRegisterChunks : 1][kTiles];
+};
+
+// Adds the sums of the warps that share the columns of the same units, in fixed order; the first of them has the result.
+// `partial` is shared memory, [splits - 1, unit_warps, kN * kTiles, 32] of four sums each.
+template <typename Acc, int kN, int kTiles>
+FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
+  if (tiling.splits == 1) return;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int split = warp / tiling.unit_warps, unit_warp = warp % tiling.unit_warps;
+  struct alignas(16) Sums {
+    Acc value[4];
+  };
+  const auto place = [&](int of_split, int n, int tile) -> Sums& {
+    const int index = ((of_split - 1) * tiling.unit_warps + unit_warp) * kN * kTiles + n * kTiles + tile;
+    return reinterpret_cast<Sums*>(partial)[index * kWarp + lane];
+  };
+  FASTRNN_UNROLL
+  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    if (split == 0) continue;
+    const Acc(&own)[4] = sum[n][tile];
+    place(split, n, tile) = {{own[0], own[1], own[2], own[3]}};
+  }
+  __syncthreads();
+  if (split != 0) return;
+  for (int other = 1; other < tiling.splits; ++other) FASTRNN_UNROLL
+  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const Sums sums = place(other, n, tile);
+    FASTRNN_UNROLL
+    for (int i = 0; i < 4; ++i) sum[n][tile][i] += sums.value[i];
+  }
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,127 @@
+#include "recurrence.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "../plan.h"
+#include "kernels.h"
+#include "launch.cuh"
+#include "portable.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("fastrnn: ") + cudaGetErrorString(error));
+}
+
+DeviceLimits current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device));
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device));
+    return value;
+  };
+  DeviceLimits limits{};
+  limits.major = ask(cudaDevAttrComputeCapabilityMajor);
+  limits.minor = ask(cudaDevAttrComputeCapabilityMinor);
+  limits.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+  limits.shared_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool has_clusters = limits.major >= 9 && ask(cudaDevAttrClusterLaunch) != 0;
+  // More than 8 is not portable; data center parts have it.
+  limits.max_cluster_size = !has_clusters ? 0 : limits.major < 12 ? kMaxClusterSize : 8;
+  return limits;
+}
+
+// FASTRNN_PLANS: empty, "all", or the name of the only plan.
+std::string plans_allowed() {
+  const char* value = std::getenv("FASTRNN_PLANS");
+  return value ? value : "";
+}
+
+template <typename Params>
+PlanRequest request_of(const Params& params, const std::string& plan) {
+  PlanRequest request{};
+  request.shape = params.shape;
+  request.projects = params.w_hr[0] != nullptr;
+  const std::string allowed = plans_allowed();
+  request.all_plans = allowed == "all";
+  const size_t plus = plan.find('+');
+  request.wanted = plan.substr(0, plus);
+  if (plus != std::string::npos) {
+    if (plan.substr(plus) != "+tf32")
+      throw std::invalid_argument("plan is \"" + plan + "\", expected a plan's name, then nothing or \"+tf32\"");
+    request.allows_tf32 = true;
+  }
+  if (request.wanted.empty() && !request.all_plans) request.wanted = allowed;
+  return request;
+}
+
+template <typename Function>
+bool with_kernels(CellKind cell, Function function) {
+  switch (cell) {
+    case CellKind::kLstm: return function(LstmKernels{});
+    case CellKind::kGru: return function(GruKernels{});
+    default: return function(RnnKernels{});
+  }
+}
+
+// Calls function with the kernels of the plan's arithmetic.
+template <typename Params, typename Function>
+bool with_recurrence(const Params& params, const Plan& plan, Function function) {
+  return with_kernels(params.shape.cell, [&](auto kernels) {
+    using Kernels = decltype(kernels);
+    switch (params.shape.scalar) {
+      case ScalarKind::kHalf: return function(typename Kernels::Half{});
+      case ScalarKind::kBfloat16: return function(typename Kernels::Bfloat16{});
+      case ScalarKind::kDouble: return function(typename Kernels::Double{});
+      default:
+        return plan.arithmetic == Arithmetic::kTf32 ? function(typename Kernels::Tf32{})
+                                                    : function(typename Kernels::Float{});
+    }
+  });
+}
+
+// The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident) is
+// passed over.
+std::vector<Plan> plans_for(const PlanRequest& request, const DeviceLimits& device) {
+  if (!request.wanted.empty()) make_plan(request, device);  // says why there is none
+  return all_plans(request, device);
+}
+
+template <typename Params, typename Portable, typename Function>
+void run_first_that_fits(const Params& params, const PlanRequest& request, const Run& run, Portable portable,
+                         Function function) {
+  const DeviceLimits device = current_device();
+  for (const Plan& plan : plans_for(request, device)) {
+    if (plan.team == Team::kPortable) return portable(params, run.stream);
+    if (with_recurrence(params, plan, [&](auto kernels) { return function(kernels, plan, device); })) return;
+  }
+  throw std::runtime_error("no plan fits this device for " + describe(params.shape) +
+                           ": its multiprocessors are taken, or clusters are not available");
+}
+
+}  // namespace
+
+void forward(const ForwardParams& params, const Run& run) {
+  run_first_that_fits(params, request_of(params, run.plan), run, portable_forward,
+                      [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
+                        return kernels.forward(params, plan, device, run);
+                      });
+}
+
+void backward(const BackwardParams& params, const Run& run) {
+  PlanRequest request = request_of(params, run.plan);
+  request.backward = true;
+  request.takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
+  run_first_that_fits(params, request, run, portable_backward,
+                      [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
+                        return kernels.backward(params, plan, device, run);
+                      });
+}
+
+}  // namespace fastrnn::cuda

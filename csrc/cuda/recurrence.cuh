@@ -1,0 +1,201 @@
+// From a plan to launches of forward.cuh and backward.cuh; instantiate/ compiles it, a cell and an arithmetic at a time.
+#pragma once
+
+#include <algorithm>
+
+#include "backward.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace fastrnn::cuda {
+
+// Cuts the scratch of a plan out of the caller's buffer.
+class Scratch {
+ public:
+  Scratch(const Run& run, const std::string& what) : run_(run), what_(what) {}
+
+  void* take(int64_t bytes) {
+    void* array = static_cast<unsigned char*>(run_.workspace) + used_;
+    used_ += (bytes + 255) / 256 * 256;
+    if (run_.workspace == nullptr || used_ > run_.workspace_bytes)
+      throw std::runtime_error(what_ + ": the workspace has " + std::to_string(run_.workspace_bytes) +
+                               " bytes, more are needed");
+    return array;
+  }
+
+ private:
+  const Run& run_;
+  const std::string& what_;
+  int64_t used_ = 0;
+};
+
+// `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward.
+template <typename Op>
+Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums) {
+  using Acc = typename Op::Acc;
+  const int64_t samples = int64_t{plan.batch_tiles} * kTileBatch;
+  const int64_t rows = (num_rows + Op::kChunk - 1) / Op::kChunk * Op::kChunk;
+  const int64_t states = shape.directions * shape.batch * shape.hidden_size * sizeof(Acc);
+  Workspace workspace{};
+  if (plan.team == Team::kStepwise || plan.team == Team::kGrid) {
+    workspace.counters = static_cast<unsigned*>(scratch.take(int64_t{plan.num_teams} * 2 * 128));
+    workspace.exchange = scratch.take(plan.num_teams * 2 * samples * rows * sizeof(typename Op::Element));
+    workspace.carried_h = scratch.take(states);
+    workspace.carried_c = scratch.take(states);
+    if (num_sums > 0)
+      workspace.norms =
+          static_cast<double*>(scratch.take(plan.num_teams * 2 * plan.tiling.team_size * samples * sizeof(double)));
+  }
+  if (num_sums > 0) workspace.bias = scratch.take(plan.tiling.num_slices * num_sums * sizeof(Acc));
+  return workspace;
+}
+
+// Launches `kernel` for all teams: at once where they do not wait for each other or all are resident, else in turns. False where
+// not even one team fits.
+template <typename Params>
+bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
+                  const DeviceLimits& device, Tiling tiling, const Workspace& workspace) {
+  int at_once = plan.num_teams;
+  if (plan.team == Team::kGrid) {
+    at_once = resident_blocks(launch_, kernel, device.multiprocessors) / tiling.team_size;
+    if (at_once == 0) return false;
+    launch_.cooperative = true;
+  }
+  for (tiling.first_team = 0; tiling.first_team < plan.num_teams; tiling.first_team += at_once) {
+    launch_.grid = std::min(at_once, plan.num_teams - tiling.first_team) * tiling.team_size;
+    launch(launch_, kernel, params, tiling, workspace);
+  }
+  return true;
+}
+
+template <typename Params>
+bool fits_clusters(const Launch& launch_, void (*kernel)(Params, Tiling, Workspace)) {
+  prepare(launch_, kernel);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(launch_.cluster_size));
+  config.blockDim = dim3(static_cast<unsigned>(launch_.threads));
+  config.dynamicSmemBytes = launch_.shared_bytes;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(launch_.cluster_size);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) (void)cudaGetLastError();
+  return clusters > 0;
+}
+
+// Runs the launches of a plan: `steps` of them for stepwise, each in the phases that `phases(step)` gives.
+template <typename Shared, typename Params, typename Phases>
+bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
+              const DeviceLimits& device, const Run& run, const Workspace& workspace, int steps, Phases phases) {
+  SharedArrays arrays(nullptr);
+  Shared(arrays, params.shape, plan.tiling);
+  Launch launch_;
+  launch_.what = std::string(name) + ", plan " + team_name(plan.team) + ", " + describe(params.shape);
+  launch_.stream = run.stream;
+  launch_.threads = kThreads;
+  launch_.shared_bytes = arrays.used();
+  if (static_cast<int64_t>(arrays.used()) != plan.shared_bytes)
+    throw std::logic_error(launch_.what + ": the plan has " + std::to_string(plan.shared_bytes) +
+                           " bytes of shared memory, the kernel " + std::to_string(arrays.used()));
+  if (plan.team == Team::kCluster) {
+    launch_.cluster_size = plan.tiling.team_size;
+    if (!fits_clusters(launch_, kernel)) return false;
+  }
+  if (plan.team == Team::kGrid)
+    check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));
+  Tiling tiling = plan.tiling;
+  if (plan.team != Team::kStepwise) {
+    tiling.begin = 0;
+    tiling.end = steps;
+    return launch_teams(launch_, kernel, params, plan, device, tiling, workspace);
+  }
+  for (int step = 0; step < std::max(steps, 1); ++step)
+    for (Phase phase : phases(step)) {
+      tiling.begin = step;
+      tiling.end = std::min(step + 1, steps);
+      tiling.phase = phase;
+      launch_teams(launch_, kernel, params, plan, device, tiling, workspace);
+    }
+  return true;
+}
+
+template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
+bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimits& device, const Run& run) {
+  constexpr bool kIsBlock = std::is_same_v<Team<Op, kN>, BlockTeam<Op, kN>>;
+  constexpr int kGroups = kIsBlock && GateTiles<Cell>::kPaired ? 2 : 1;
+  const std::string what = "recurrence_forward of " + describe(params.shape);
+  Scratch scratch(run, what);
+  const Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0);
+  return run_plan<ForwardShared<Op, Cell, Team<Op, kN>, kGroups>>(
+      "recurrence_forward", recurrence_forward<Op, Cell, Team, kN, kGroups>, params, plan, device, run, workspace,
+      static_cast<int>(params.shape.steps), [](int) { return std::vector{Phase::kWhole}; });
+}
+
+template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
+bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLimits& device, const Run& run) {
+  using Acc = typename Op::Acc;
+  const Shape& shape = params.shape;
+  const int64_t num_sums = shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * shape.hidden_size;
+  const std::string what = "recurrence_backward of " + describe(shape);
+  Scratch scratch(run, what);
+  const Workspace workspace = cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums);
+  Launch finish;
+  finish.what = what;
+  finish.stream = run.stream;
+  // Where a sample has no step, nothing is written.
+  const size_t recorded = shape.directions * shape.steps * shape.batch;
+  if (params.norms) check(finish, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
+  if (params.clipped) check(finish, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
+  const bool takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
+  const auto phases = [&](int turn) {
+    if (!takes_norm || turn == shape.steps) return std::vector{Phase::kWhole};
+    return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
+  };
+  if (!run_plan<BackwardShared<Op, Cell, Team<Op, kN>>>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>,
+                                                        params, plan, device, run, workspace,
+                                                        static_cast<int>(shape.steps) + 1, phases))
+    return false;
+  if (params.grad_bias) {
+    finish.threads = kThreads;
+    finish.grid = static_cast<int>((num_sums + kThreads - 1) / kThreads);
+    launch(finish, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
+           num_sums, plan.tiling.num_slices);
+  }
+  return true;
+}
+
+// Calls `function` with the team and the number of batch tiles of a plan.
+template <typename Op, typename Function>
+bool with_team(const Plan& plan, Function function) {
+  const auto with_tiles = [&]<template <typename, int> typename Team>() {
+    return plan.batch_tiles == 1 ? function.template operator()<Team, 1>() : function.template operator()<Team, 2>();
+  };
+  switch (plan.team) {
+    case Team::kBlock: return function.template operator()<BlockTeam, 1>();
+    case Team::kCluster:
+      if constexpr (sizeof(typename Op::Element) < 8) return with_tiles.template operator()<ClusterTeam>();
+      return false;
+    default: return with_tiles.template operator()<GridTeam>();
+  }
+}
+
+template <typename Op, typename Cell>
+bool Recurrence<Op, Cell>::forward(const ForwardParams& params, const Plan& plan, const DeviceLimits& device,
+                                   const Run& run) {
+  return with_team<Op>(plan, [&]<template <typename, int> typename Team, int kN>() {
+    return forward_by<Op, Cell, Team, kN>(params, plan, device, run);
+  });
+}
+
+template <typename Op, typename Cell>
+bool Recurrence<Op, Cell>::backward(const BackwardParams& params, const Plan& plan, const DeviceLimits& device,
+                                    const Run& run) {
+  return with_team<Op>(plan, [&]<template <typename, int> typename Team, int kN>() {
+    return backward_by<Op, Cell, Team, kN>(params, plan, device, run);
+  });
+}
+
+}  // namespace fastrnn::cuda

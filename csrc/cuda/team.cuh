@@ -1,0 +1,382 @@
+// How the blocks that hold the weights of one direction together pass the operand round, for one slice of the batch.
+//
+// All teams have the same face. The operand of a turn is X, [kN][K padded][kTileBatch] in shared memory. A turn is
+//   x = team.wait(turn)            the only place that blocks: X is complete, and what was read before may be overwritten
+//   team.publish(turn + 1, ...)    by the warps that own units: their rows of the next X, in every block of the team
+//   team.published()
+// and `team.sum` adds a number per sample over all units of the team. What makes overwriting safe in all three: a block publishes
+// for turn t + 1 after it has read turn t, and nobody publishes for turn t + 2 before it has all of turn t + 1.
+//
+//   BlockTeam    one block: X in two buffers of shared memory by parity of the turn, __syncthreads
+//   ClusterTeam  a cluster: each row is pushed into the shared memory of every peer, whose barrier counts the bytes
+//   GridTeam     any blocks: rows go through L2. `persistent`: each block raises the team's counter after its rows; else the
+//                boundary between two launches is the barrier, and a launch runs one turn.
+#pragma once
+
+#include "../cells.h"
+#include "operand.cuh"
+
+namespace fastrnn::cuda {
+
+// Which part of the layer a block has: consecutive blocks are a team.
+struct Place {
+  int rank, slice, direction;
+  FASTRNN_DEVICE static Place of_block(const Tiling& tiling) {
+    const int block = blockIdx.x, team = tiling.first_team + block / tiling.team_size;
+    return {block % tiling.team_size, team % tiling.num_slices, team / tiling.num_slices};
+  }
+};
+
+// Cuts named arrays out of shared memory; on the host, with no buffer, it only counts bytes.
+class SharedArrays {
+ public:
+  FASTRNN_HD explicit SharedArrays(unsigned char* buffer) : buffer_(buffer) {}
+
+  template <typename T>
+  FASTRNN_HD T* take(int64_t count) {
+    T* array = buffer_ ? reinterpret_cast<T*>(buffer_ + used_) : nullptr;
+    used_ += (count * sizeof(T) + 127) / 128 * 128;
+    return array;
+  }
+  FASTRNN_HD size_t used() const { return used_; }
+
+ private:
+  unsigned char* buffer_;
+  size_t used_ = 0;
+};
+
+template <typename Op, int kN>
+class TeamBase {
+ public:
+  using Element = typename Op::Element;
+  static constexpr int kSamples = kN * kTileBatch;
+  static constexpr int kMinArch = 80;  // the compute capability that the instructions need, 80 for 8.0
+
+  // K: rows of the operand.
+  FASTRNN_HD static int padded_rows(int64_t num_rows) {
+    return static_cast<int>((num_rows + Op::kChunk - 1) / Op::kChunk * Op::kChunk);
+  }
+  FASTRNN_DEVICE int rows() const { return rows_; }
+
+ protected:
+  struct alignas(2 * sizeof(Element)) Pair {
+    Element value[2];
+  };
+
+  FASTRNN_DEVICE TeamBase(int num_rows) : num_rows_(num_rows), rows_(padded_rows(num_rows)) {}
+
+  FASTRNN_DEVICE Element* at(Element* x, int n, int k) const {
+    return x + (static_cast<int64_t>(n) * rows_ + Op::place(k)) * kTileBatch;
+  }
+  FASTRNN_DEVICE void put(Element* x, int n, int k, Element first, Element second) const {
+    *reinterpret_cast<Pair*>(at(x, n, k) + 2 * Lane::of_thread().quad) = {{first, second}};
+  }
+
+  // `value(k, sample of the slice)` for every element of X; rows past the last are zeros, as the weights there are: neither
+  // alone would do, since 0 * NaN is NaN.
+  template <typename Value>
+  FASTRNN_DEVICE void fill(Element* x, Value value) const {
+    for (int i = threadIdx.x; i < rows_ * kSamples; i += kThreads) {
+      const int k = i % rows_, sample = i / rows_;
+      at(x, sample / kTileBatch, k)[sample % kTileBatch] = k < num_rows_ ? value(k, sample) : Op::operand(0);
+    }
+  }
+
+  // The sum over a warp's units of each of its samples, in the lanes whose group is 0.
+  FASTRNN_DEVICE static void add_groups(double (&value)[kN][2]) {
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
+    for (int j = 0; j < 2; ++j) FASTRNN_UNROLL
+    for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
+  }
+
+  // Every warp's sums to shared memory [unit_warps][kSamples]; the warps of other splits own no units.
+  FASTRNN_DEVICE static void store_sums(double (&value)[kN][2], const Tiling& tiling, double* sums) {
+    add_groups(value);
+    const int warp = threadIdx.x / kWarp;
+    const Lane lane = Lane::of_thread();
+    if (warp < tiling.unit_warps && lane.group == 0)
+      for (int n = 0; n < kN; ++n)
+        for (int j = 0; j < 2; ++j) sums[warp * kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j];
+    __syncthreads();
+  }
+  // The sum over `count` rows of [.][kSamples], of this thread's samples, in fixed order.
+  template <typename Load>
+  FASTRNN_DEVICE static void load_sums(double (&value)[kN][2], int count, Load load) {
+    for (int n = 0; n < kN; ++n)
+      for (int j = 0; j < 2; ++j) {
+        double sum = 0;
+        for (int i = 0; i < count; ++i) sum += load(i * kSamples + n * kTileBatch + 2 * Lane::of_thread().quad + j);
+        value[n][j] = sum;
+      }
+  }
+
+  int num_rows_, rows_;
+};
+
+template <typename Op, int kN_>
+class BlockTeam : public TeamBase<Op, kN_> {
+  using Base = TeamBase<Op, kN_>;
+
+ public:
+  using Element = typename Op::Element;
+  static constexpr int kN = kN_;
+  static constexpr bool kStepwise = false;
+
+  struct Shared {
+    Element* x;    // [2, kN, K padded, 8]
+    double* sums;  // [unit_warps, kSamples]
+    FASTRNN_HD Shared(SharedArrays& arrays, int64_t num_rows, const Tiling& tiling) {
+      x = arrays.take<Element>(2 * int64_t{kN} * Base::padded_rows(num_rows) * kTileBatch);
+      sums = arrays.take<double>(tiling.unit_warps * Base::kSamples);
+    }
+  };
+
+  FASTRNN_DEVICE BlockTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place&, const Workspace&)
+      : Base(num_rows), shared_(shared), tiling_(tiling) {}
+
+  template <typename Value>
+  FASTRNN_DEVICE void start(int turn, Value value) {
+    this->fill(buffer(turn), value);
+    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });
+  }
+  FASTRNN_DEVICE const Element* wait(int turn) {
+    __syncthreads();
+    return buffer(turn);
+  }
+  FASTRNN_DEVICE void publish(int turn, int n, int k, bool valid, Element first, Element second) {
+    if (valid) this->put(buffer(turn), n, k, first, second);
+  }
+  FASTRNN_DEVICE void published() {}
+  FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
+    this->store_sums(value, tiling_, shared_.sums);
+    this->load_sums(value, tiling_.unit_warps, [&](int i) { return shared_.sums[i]; });
+  }
+  FASTRNN_DEVICE void finish() {}
+
+ private:
+  FASTRNN_DEVICE Element* buffer(int turn) const { return shared_.x + turn % 2 * kN * this->rows_ * kTileBatch; }
+
+  Shared shared_;
+  const Tiling& tiling_;
+};
+
+template <typename Op, int kN_>
+class GridTeam : public TeamBase<Op, kN_> {
+  using Base = TeamBase<Op, kN_>;
+
+ public:
+  using Element = typename Op::Element;
+  static constexpr int kN = kN_;
+  static constexpr bool kStepwise = true;  // a launch may begin in the midst of a sequence
+
+  struct Shared {
+    Element* x;    // [kN, K padded, 8]
+    double* sums;  // [unit_warps, kSamples]
+    FASTRNN_HD Shared(SharedArrays& arrays, int64_t num_rows, const Tiling& tiling) {
+      x = arrays.take<Element>(int64_t{kN} * Base::padded_rows(num_rows) * kTileBatch);
+      sums = arrays.take<double>(tiling.unit_warps * Base::kSamples);
+    }
+  };
+
+  FASTRNN_DEVICE GridTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place,
+                          const Workspace& workspace)
+      : Base(num_rows), shared_(shared), tiling_(tiling), place_(place) {
+    const int64_t team = place.direction * tiling.num_slices + place.slice;
+    exchange_ = static_cast<Element*>(workspace.exchange) + team * 2 * kN * this->rows_ * kTileBatch;
+    norms_ = workspace.norms + team * 2 * tiling.team_size * Base::kSamples;
+    counters_ = workspace.counters + team * 2 * kCounterWords;
+  }
+
+  template <typename Value>
+  FASTRNN_DEVICE void start(int turn, Value value) {
+    started_ = turn;
+    this->fill(shared_.x, value);
+  }
+  FASTRNN_DEVICE const Element* wait(int turn) {
+    if (turn == started_) {
+      __syncthreads();
+      return shared_.x;
+    }
+    if (tiling_.persistent) wait_for(counters_, turn - started_, "its operand");
+    constexpr int kParts = kTileBatch * sizeof(Element) / 16;  // 16-byte copies a row
+    for (int i = threadIdx.x; i < kN * this->rows_ * kParts; i += kThreads) {
+      const int row = i / kParts, n = row / this->rows_, k = row % this->rows_;
+      const int64_t offset = this->at(shared_.x, n, k) - shared_.x + i % kParts * (16 / sizeof(Element));
+      cp_async<16>(shared_.x + offset, buffer(turn) + offset, k < this->num_rows_);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    return shared_.x;
+  }
+  FASTRNN_DEVICE void publish(int turn, int n, int k, bool valid, Element first, Element second) {
+    if (valid) this->put(buffer(turn), n, k, first, second);
+  }
+  FASTRNN_DEVICE void published() {
+    if (tiling_.persistent) raise(counters_);
+  }
+
+  // This block's part, for the others; then, when all have come, the sum.
+  FASTRNN_DEVICE void store_part(int turn, double (&value)[kN][2]) {
+    this->store_sums(value, tiling_, shared_.sums);
+    if (threadIdx.x < Base::kSamples) {
+      double sum = 0;
+      for (int i = 0; i < tiling_.unit_warps; ++i) sum += shared_.sums[i * Base::kSamples + threadIdx.x];
+      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] = sum;
+    }
+  }
+  FASTRNN_DEVICE void load_total(int turn, double (&value)[kN][2]) {
+    this->load_sums(value, tiling_.team_size, [&](int i) { return load_l2(parts(turn) + i); });
+  }
+  FASTRNN_DEVICE void sum(int turn, double (&value)[kN][2]) {
+    store_part(turn, value);
+    raise(counters_ + kCounterWords);
+    wait_for(counters_ + kCounterWords, ++sums_, "a sum");
+    load_total(turn, value);
+  }
+  FASTRNN_DEVICE void finish() {}
+
+ private:
+  static constexpr int kCounterWords = 32;  // a cache line each
+
+  FASTRNN_DEVICE Element* buffer(int turn) const { return exchange_ + turn % 2 * kN * this->rows_ * kTileBatch; }
+  FASTRNN_DEVICE double* parts(int turn) const { return norms_ + turn % 2 * tiling_.team_size * Base::kSamples; }
+
+  // The barrier makes all stores of the block precede thread 0's release.
+  FASTRNN_DEVICE void raise(unsigned* counter) {
+    __syncthreads();
+    if (threadIdx.x == 0) red_release_add(counter, 1);
+  }
+  FASTRNN_DEVICE void wait_for(const unsigned* counter, int rounds, const char* what) {
+    if (threadIdx.x == 0) {
+      const auto all = static_cast<unsigned>(rounds * tiling_.team_size);
+      Spin spin(what, rounds);
+      // as a difference, so that it may wrap around
+      while (static_cast<int>(load_acquire(counter) - all) < 0) spin.pause();
+    }
+    __syncthreads();
+  }
+
+  Shared shared_;
+  const Tiling& tiling_;
+  Place place_;
+  Element* exchange_;
+  double* norms_;
+  unsigned* counters_;
+  int started_ = -1;  // the turn whose operand `start` has put in place
+  int sums_ = 0;
+};
+
+template <typename Op, int kN_>
+class ClusterTeam : public TeamBase<Op, kN_> {
+  using Base = TeamBase<Op, kN_>;
+
+ public:
+  static constexpr int kMinArch = 90;
+  using Element = typename Op::Element;
+  static constexpr int kN = kN_;
+  static constexpr bool kStepwise = false;
+
+  struct Shared {
+    MBarrier* barriers;  // [4]  of X and of the sums, by parity of the turn
+    Element* x;          // [2, kN, K padded, 8]
+    double* sums;        // [unit_warps, kSamples]
+    double* parts;       // [2, team, kSamples]
+    FASTRNN_HD Shared(SharedArrays& arrays, int64_t num_rows, const Tiling& tiling) {
+      barriers = arrays.take<MBarrier>(4);
+      x = arrays.take<Element>(2 * int64_t{kN} * Base::padded_rows(num_rows) * kTileBatch);
+      sums = arrays.take<double>(tiling.unit_warps * Base::kSamples);
+      parts = arrays.take<double>(2 * tiling.team_size * Base::kSamples);
+    }
+  };
+
+  FASTRNN_DEVICE ClusterTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place,
+                             const Workspace&)
+      : Base(num_rows), shared_(shared), tiling_(tiling), rank_(place.rank) {}
+
+  template <typename Value>
+  FASTRNN_DEVICE void start(int turn, Value value) {
+    started_ = turn;
+    this->fill(buffer(turn), value);
+    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 4; ++i) mbarrier_init(shared_.barriers + i, 1);
+      fence_mbarrier_init();
+    }
+    cluster_sync();
+  }
+  FASTRNN_DEVICE const Element* wait(int turn) {
+    if (turn != started_)
+      receive(shared_.barriers + turn % 2, turn - started_ - 1, this->num_rows_ * Base::kSamples * sizeof(Element));
+    return buffer(turn);
+  }
+  // By whole warps: the four threads of a row put it together, then each sends it to a quarter of the peers.
+  FASTRNN_DEVICE void publish(int turn, int n, int k, bool valid, Element first, Element second) {
+    const Lane lane = Lane::of_thread();
+    Element* row = this->at(buffer(turn), n, valid ? k : 0);
+    MBarrier* barrier = shared_.barriers + turn % 2;
+    if constexpr (sizeof(Element) == 2) {
+      const Element pair[2] = {first, second};
+      uint32_t word;
+      memcpy(&word, pair, 4);
+      uint4 all;
+      all.x = __shfl_sync(0xffffffffu, word, lane.group * 4);
+      all.y = __shfl_sync(0xffffffffu, word, lane.group * 4 + 1);
+      all.z = __shfl_sync(0xffffffffu, word, lane.group * 4 + 2);
+      all.w = __shfl_sync(0xffffffffu, word, lane.group * 4 + 3);
+      if (!valid) return;
+      for (int peer = lane.quad; peer < tiling_.team_size; peer += 4)
+        store_async(map_to_peer(row, peer), map_to_peer(barrier, peer), all);
+    } else {
+      if (!valid) return;
+      uint2 pair;
+      memcpy(&pair.x, &first, 4);
+      memcpy(&pair.y, &second, 4);
+      for (int peer = 0; peer < tiling_.team_size; ++peer)
+        store_async(map_to_peer(row + 2 * lane.quad, peer), map_to_peer(barrier, peer), pair);
+    }
+  }
+  FASTRNN_DEVICE void published() {}
+
+  FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
+    this->store_sums(value, tiling_, shared_.sums);
+    const int round = sums_++;
+    double* parts = shared_.parts + round % 2 * tiling_.team_size * Base::kSamples;
+    MBarrier* barrier = shared_.barriers + 2 + round % 2;
+    if (threadIdx.x < Base::kSamples) {
+      double sum = 0;
+      for (int i = 0; i < tiling_.unit_warps; ++i) sum += shared_.sums[i * Base::kSamples + threadIdx.x];
+      uint2 words;
+      memcpy(&words, &sum, 8);
+      double* part = parts + rank_ * Base::kSamples + threadIdx.x;
+      for (int peer = 0; peer < tiling_.team_size; ++peer)
+        store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
+    }
+    receive(barrier, round, tiling_.team_size * Base::kSamples * sizeof(double));
+    this->load_sums(value, tiling_.team_size, [&](int i) { return parts[i]; });
+  }
+
+  // Nobody leaves while a peer may still push to it.
+  FASTRNN_DEVICE void finish() { cluster_sync(); }
+
+ private:
+  FASTRNN_DEVICE Element* buffer(int turn) const { return shared_.x + turn % 2 * kN * this->rows_ * kTileBatch; }
+
+  // `round` counts the uses of both barriers of a kind, which take turns.
+  FASTRNN_DEVICE void receive(MBarrier* barrier, int round, size_t bytes) {
+    // Nobody is a turn behind, reading what may now be overwritten or waiting for a phase that is over.
+    __syncthreads();
+    if (threadIdx.x == 0) mbarrier_expect_bytes(barrier, static_cast<unsigned>(bytes));
+    Spin spin("its peers", round);
+    while (!mbarrier_test(barrier, round / 2 % 2)) spin.pause();
+  }
+
+  Shared shared_;
+  const Tiling& tiling_;
+  int rank_;
+  int started_ = -1;  // the turn whose operand `start` has put in place
+  int sums_ = 0;
+};
+
+}  // namespace fastrnn::cuda

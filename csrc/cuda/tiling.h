@@ -1,0 +1,42 @@
+// How a launch divides a layer's recurrence, decided by plan.cpp and read by the kernels; and the scratch memory it needs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTileBatch = 8;  // samples that one matrix instruction multiplies with
+constexpr int kMaxClusterSize = 16;
+
+// What backward does in a launch of one step whose gradient norm all blocks have to know before the cell can run.
+enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };
+
+struct Tiling {
+  int team_size;      // blocks that hold the weights of one direction together, for one slice of the batch
+  int num_slices;     // of the batch, kTileBatch * kN samples each
+  int first_team;     // of this launch, in the order direction, slice
+  int unit_warps;     // warps that own different units; unit_warps * splits = kWarps
+  int splits;         // warps that share the columns of the weights of the same units
+  int chunks;         // of columns, a warp's share
+  int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
+  // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
+  // gradient of the initial state.
+  int begin, end;
+  bool persistent;  // the blocks of a team wait for each other, else each launch runs one step
+  Phase phase;
+};
+
+// Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
+struct Workspace {
+  void* exchange;      // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* carried_h;     // acc [D, B, H]               between launches
+  void* carried_c;     // acc [D, B, H]
+  double* norms;       // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient
+  void* bias;          // acc [S, D, columns]         partial sums of grad_bias
+  unsigned* counters;  // [D, S, 2, 32]               how many blocks have published, one cache line each
+};
+
+}  // namespace fastrnn::cuda

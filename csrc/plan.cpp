@@ -1,0 +1,306 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
+
+namespace fastrnn {
+namespace {
+
+using cuda::kTileBatch;
+using cuda::kWarps;
+
+// The cost of a step, in microseconds. H100 SXM at 1.755 GHz; sources: research on published microbenchmarks, to be replaced by
+// what benchmarks/gpu_check.sh measures. One-way costs of handing h on:
+constexpr double kBlockSync = 0.05;    // two __syncthreads
+constexpr double kClusterSync = 0.20;  // push to shared memory of peers, mbarrier wait
+constexpr double kGridSync = 0.75;     // release/acquire counter in L2
+constexpr double kLaunchSync = 2.1;    // kernel boundary on a stream
+constexpr double kPointwise = 0.15;    // cell, reduction, stores
+constexpr double kClock = 1755;        // cycles a microsecond
+// Bytes or multiply-adds a cycle and multiprocessor.
+constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
+constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
+
+// What operand.cuh knows of each arithmetic; product.cuh, forward.cuh and backward.cuh of registers.
+struct OperandFacts {
+  int element_bytes;
+  int chunk;        // columns
+  int chunk_bytes;  // of a tile of 16 rows
+  bool in_registers;
+  double rate;
+};
+
+OperandFacts facts_of(Arithmetic arithmetic, ScalarKind scalar) {
+  if (arithmetic == Arithmetic::kTensor16) return {2, 32, 1024, true, kTensor16Rate};
+  if (arithmetic == Arithmetic::kTf32) return {4, 16, 1024, true, kTf32Rate};
+  if (scalar == ScalarKind::kDouble) return {8, 2, 256, false, kDoubleRate};
+  return {4, 4, 256, false, kFloatRate};
+}
+
+struct KernelFacts {
+  int64_t columns;  // K: rows of the operand
+  int units;        // of a warp
+  int tiles;        // of a warp
+  int register_chunks;
+};
+
+int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
+
+KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, const OperandFacts& operand) {
+  const int gates = num_gates(request.shape.cell);
+  const bool lstm = gates == 4;
+  KernelFacts facts{};
+  int registers = 0;
+  if (request.backward) {
+    facts = {gates * request.shape.hidden_size, 16, 1, 0};
+    registers = batch_tiles == 1 ? 72 : 32;
+  } else {
+    const int groups = lstm && team == Team::kBlock ? 2 : 1;
+    facts = {request.shape.hidden_size, groups * (lstm ? 8 : 16), groups * (lstm ? 2 : gates), 0};
+    registers = batch_tiles == 1 ? 120 : 80;
+  }
+  if (operand.in_registers) facts.register_chunks = registers / 8 / facts.tiles;
+  return facts;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
+
+// Shared memory beside the weights: the structs Shared of team.cuh, ForwardShared and BackwardShared.
+int64_t fixed_shared(Team team, const cuda::Tiling& tiling, int batch_tiles, const KernelFacts& kernel,
+                     const OperandFacts& operand) {
+  const int64_t rows = ceil_div(kernel.columns, operand.chunk) * operand.chunk, samples = batch_tiles * kTileBatch;
+  const int buffers = team == Team::kBlock || team == Team::kCluster ? 2 : 1;
+  int64_t bytes = aligned(buffers * samples * rows * operand.element_bytes);
+  bytes += aligned(tiling.unit_warps * samples * 8);
+  if (team == Team::kCluster) bytes += aligned(4 * 8) + aligned(2 * tiling.team_size * samples * 8);
+  const int acc_bytes = std::max(operand.element_bytes, 4);
+  return bytes +
+         aligned(int64_t{tiling.splits - 1} * tiling.unit_warps * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
+}
+
+struct Candidate {
+  Team team;
+  int batch_tiles;
+  int max_team_size;  // 0: any
+};
+
+// The plan of a candidate, or why there is none.
+std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request, const DeviceLimits& device,
+                                                     Arithmetic arithmetic, const Candidate& candidate) {
+  const Shape& shape = request.shape;
+  const Team team = candidate.team;
+  const OperandFacts operand = facts_of(arithmetic, shape.scalar);
+  const KernelFacts kernel = kernel_of(request, team, candidate.batch_tiles, operand);
+  const int64_t num_warps = ceil_div(shape.hidden_size, kernel.units);  // of different units, in a team
+  Plan plan{};
+  plan.team = team;
+  plan.arithmetic = arithmetic;
+  plan.batch_tiles = candidate.batch_tiles;
+  cuda::Tiling& tiling = plan.tiling;
+  tiling.unit_warps = 1;
+  while (candidate.max_team_size > 0 && ceil_div(num_warps, tiling.unit_warps) > candidate.max_team_size) {
+    tiling.unit_warps *= 2;
+    if (tiling.unit_warps > kWarps) {
+      std::ostringstream why;
+      why << "hidden_size " << shape.hidden_size << " has more units than " << candidate.max_team_size << " block"
+          << (candidate.max_team_size > 1 ? "s" : "") << " can own";
+      return {std::nullopt, why.str()};
+    }
+  }
+  // No block is without units: it would not keep up with the others.
+  tiling.team_size = static_cast<int>(ceil_div(num_warps, tiling.unit_warps));
+  tiling.splits = kWarps / tiling.unit_warps;
+  tiling.chunks = static_cast<int>(ceil_div(ceil_div(kernel.columns, operand.chunk), tiling.splits));
+  tiling.num_slices = static_cast<int>(ceil_div(shape.batch, int64_t{candidate.batch_tiles} * kTileBatch));
+  tiling.persistent = team != Team::kStepwise;
+  plan.num_teams = tiling.num_slices * static_cast<int>(shape.directions);
+
+  const int64_t fixed = fixed_shared(team, tiling, candidate.batch_tiles, kernel, operand);
+  const int64_t per_chunk = int64_t{kWarps} * kernel.tiles * operand.chunk_bytes;
+  const int64_t room = std::max<int64_t>(0, (device.shared_per_block - fixed) / per_chunk);
+  const int64_t missing = std::max(0, tiling.chunks - kernel.register_chunks);
+  tiling.shared_chunks = team == Team::kStepwise ? 0 : static_cast<int>(std::min(missing, room));
+  plan.shared_bytes = fixed + tiling.shared_chunks * per_chunk;
+  if (plan.shared_bytes > device.shared_per_block) {
+    std::ostringstream why;
+    why << "a block would need " << plan.shared_bytes << " bytes of shared memory of " << device.shared_per_block;
+    return {std::nullopt, why.str()};
+  }
+  const int64_t streamed_chunks = missing - tiling.shared_chunks;
+  if (tiling.persistent && streamed_chunks > 0 && request.wanted.empty())
+    return {std::nullopt, "the weights do not fit in registers and shared memory"};
+
+  // Blocks that wait for each other run at the same time; more teams run one after another.
+  const int64_t at_once = std::max(1, device.multiprocessors / tiling.team_size);
+  const double rounds = team == Team::kStepwise
+                            ? std::max(1.0, double(plan.num_teams) * tiling.team_size / device.multiprocessors)
+                            : double(ceil_div(plan.num_teams, at_once));
+  if (team == Team::kGrid && tiling.team_size > device.multiprocessors)
+    return {std::nullopt, "a team has more blocks than the device can run at once"};
+  const double samples = candidate.batch_tiles * kTileBatch;
+  const double columns = double(tiling.chunks) * operand.chunk;  // of a warp
+  const double exchange_bytes = double(kernel.columns) * samples * operand.element_bytes;
+  struct Part {
+    const char* name;
+    double us;
+  };
+  std::vector<Part> parts = {
+      {"multiply-adds", kWarps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
+      {"weights from shared memory", tiling.shared_chunks * double(per_chunk) / kSharedBytes / kClock},
+      {"weights from L2",
+       (team == Team::kStepwise ? tiling.chunks : streamed_chunks) * double(per_chunk) / kL2Bytes / kClock},
+      {"cell", kPointwise},
+  };
+  switch (team) {
+    case Team::kBlock: parts.push_back({"barriers", kBlockSync}); break;
+    case Team::kCluster:
+      parts.push_back({"cluster barrier", kClusterSync * (request.takes_norm ? 2 : 1)});
+      parts.push_back({"exchange", exchange_bytes / kClusterBytes / kClock});
+      break;
+    case Team::kGrid:
+      parts.push_back({"grid barrier", kGridSync * (request.takes_norm ? 2 : 1)});
+      parts.push_back({"exchange", exchange_bytes / kL2Bytes / kClock});
+      break;
+    default:
+      parts.push_back({"launch", kLaunchSync * (request.takes_norm ? 2 : 1) / rounds});
+      parts.push_back({"exchange", exchange_bytes / kL2Bytes / kClock});
+  }
+  std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.us > b.us; });
+  std::ostringstream bound;
+  bound.precision(2);
+  for (const Part& part : parts) {
+    plan.step_us += part.us * rounds;
+    if (part.us * rounds >= 0.01)
+      bound << (bound.tellp() > 0 ? ", " : "") << part.name << ' ' << std::fixed << part.us * rounds;
+  }
+  plan.bound = bound.str();
+  return {plan, ""};
+}
+
+std::vector<Arithmetic> arithmetics(const PlanRequest& request) {
+  switch (request.shape.scalar) {
+    case ScalarKind::kHalf:
+    case ScalarKind::kBfloat16: return {Arithmetic::kTensor16};
+    case ScalarKind::kFloat: return {request.allows_tf32 ? Arithmetic::kTf32 : Arithmetic::kFma};
+    default: return {Arithmetic::kFma};
+  }
+}
+
+Plan portable_plan(const PlanRequest& request, const DeviceLimits& device) {
+  Plan plan{};
+  plan.team = Team::kPortable;
+  plan.arithmetic = Arithmetic::kFma;
+  const Shape& shape = request.shape;
+  const double bytes = double(num_gates(shape.cell)) * shape.hidden_size * shape.state_size * 4;
+  const double blocks = double(shape.batch) * shape.directions;
+  plan.step_us = bytes / kL2Bytes / kClock * std::max(1.0, std::ceil(blocks / device.multiprocessors));
+  plan.bound = "weights from L2, by every sample";
+  return plan;
+}
+
+// Plans and, for the teams that have none, why.
+std::pair<std::vector<Plan>, std::string> search(const PlanRequest& request, const DeviceLimits& device) {
+  std::vector<Plan> plans;
+  std::string why;
+  const auto refuse = [&](Team team, const std::string& reason) {
+    if (request.wanted.empty() || request.wanted == team_name(team))
+      why += (why.empty() ? "" : "; ") + std::string(team_name(team)) + ": " + reason;
+  };
+  if (request.projects) {
+    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
+      refuse(team, "proj_size runs portable alone");
+    return {{portable_plan(request, device)}, why};
+  }
+  const int64_t limit = INT32_MAX;
+  const Shape& shape = request.shape;
+  if (shape.steps >= limit || shape.batch > limit - 64 || shape.hidden_size > limit / 64) {
+    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
+      refuse(team, "steps, batch or hidden_size do not fit in 32 bits");
+    return {{portable_plan(request, device)}, why};
+  }
+  if (device.major < 8) {
+    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
+      refuse(team, "it needs compute capability 8.0 or later");
+    return {{portable_plan(request, device)}, why};
+  }
+  const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
+  const bool is_double = request.shape.scalar == ScalarKind::kDouble;
+  std::vector<Candidate> candidates = {{Team::kBlock, 1, 1}};
+  for (int tiles : {1, 2}) {
+    candidates.push_back({Team::kStepwise, tiles, 0});
+    if (!waits) continue;
+    for (int size : {2, 4, 8, 16})
+      if (size <= device.max_cluster_size && !is_double) candidates.push_back({Team::kCluster, tiles, size});
+    for (int size = device.multiprocessors; size >= 8; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
+  }
+  if (!waits) {
+    refuse(Team::kCluster, "not yet shown to be free of hangs on this architecture (FASTRNN_PLANS=all allows it)");
+    refuse(Team::kGrid, "not yet shown to be free of hangs on this architecture (FASTRNN_PLANS=all allows it)");
+  } else if (is_double) {
+    refuse(Team::kCluster, "float64 has no cluster kernels");
+  } else if (device.max_cluster_size == 0) {
+    refuse(Team::kCluster, "the device has no thread block clusters");
+  }
+  for (Arithmetic arithmetic : arithmetics(request))
+    for (const Candidate& candidate : candidates) {
+      if (!request.wanted.empty() && request.wanted != team_name(candidate.team)) continue;
+      auto [plan, reason] = consider(request, device, arithmetic, candidate);
+      if (plan)
+        plans.push_back(*plan);
+      else if (why.find(reason) == std::string::npos)
+        refuse(candidate.team, reason);
+    }
+  if (request.wanted == "portable" || (request.wanted.empty() && plans.empty()))
+    plans.push_back(portable_plan(request, device));
+  std::stable_sort(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
+  return {plans, why};
+}
+
+}  // namespace
+
+const char* team_name(Team team) {
+  constexpr const char* kNames[] = {"block", "cluster", "grid", "stepwise", "portable"};
+  return kNames[static_cast<int>(team)];
+}
+
+// None yet: no run of benchmarks/gpu_check.sh has been committed.
+bool waits_are_proven(const DeviceLimits&) { return false; }
+
+std::vector<Plan> all_plans(const PlanRequest& request, const DeviceLimits& device) {
+  return search(request, device).first;
+}
+
+Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
+  auto [plans, why] = search(request, device);
+  if (plans.empty()) {
+    const bool known = request.wanted == "block" || request.wanted == "cluster" || request.wanted == "grid" ||
+                       request.wanted == "stepwise" || request.wanted == "portable";
+    throw std::invalid_argument("plan is \"" + request.wanted + "\", " +
+                                (known ? "which cannot run this: " + why
+                                       : "expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"portable\""));
+  }
+  return plans.front();
+}
+
+std::string describe(const Plan& plan) {
+  std::ostringstream text;
+  text.precision(2);
+  text << team_name(plan.team);
+  if (plan.team == Team::kPortable) {
+    text << ", a block a sample";
+  } else {
+    constexpr const char* kArithmetics[] = {"16-bit tensor cores", "tf32 tensor cores", "multiply-adds"};
+    text << ", " << kArithmetics[static_cast<int>(plan.arithmetic)] << ", " << plan.num_teams << " team"
+         << (plan.num_teams > 1 ? "s" : "") << " of " << plan.tiling.team_size << " block"
+         << (plan.tiling.team_size > 1 ? "s" : "") << " for " << plan.batch_tiles * kTileBatch << " samples each, "
+         << plan.shared_bytes / 1024 << " KB of shared memory a block";
+  }
+  text << ", predicted " << std::fixed << plan.step_us << " us a step (" << plan.bound << ")";
+  return text.str();
+}
+
+}  // namespace fastrnn

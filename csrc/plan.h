@@ -1,0 +1,68 @@
+// Which kernel runs a layer's recurrence on a GPU, and how it divides the work: a pure function of shape, type and device.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/tiling.h"
+#include "params.h"
+
+namespace fastrnn {
+
+enum class Team : int {
+  kBlock,     // one block holds all of W_hh; no two blocks wait for each other
+  kCluster,   // a thread block cluster does, and exchanges h in its shared memory (9.0 and later)
+  kGrid,      // many blocks do, and exchange h through L2
+  kStepwise,  // a launch per step
+  kPortable,  // a block per sample; the only one for proj_size and before 8.0
+};
+const char* team_name(Team team);
+
+// How products are computed: on the tensor cores in the storage type or as tf32, or with ordinary multiply-adds.
+enum class Arithmetic : int { kTensor16, kTf32, kFma };
+
+struct DeviceLimits {
+  int major, minor;  // compute capability
+  int multiprocessors;
+  int shared_per_block;  // bytes, after opting in
+  int max_cluster_size;  // 0: no clusters; 8, or 16 where the device allows more than is portable
+};
+
+struct PlanRequest {
+  Shape shape;
+  bool backward;
+  bool takes_norm;   // the norm of the recurrent gradient is recorded or clipped
+  bool projects;     // proj_size
+  bool allows_tf32;  // float32 products may be tf32
+  // "block", "cluster", "grid", "stepwise" or "portable": that or an error. Empty: the fastest of those that are safe.
+  std::string wanted;
+  // Also those whose blocks wait for each other, where no run on such a device has been committed (FASTRNN_PLANS=all).
+  bool all_plans;
+};
+
+struct Plan {
+  Team team;
+  Arithmetic arithmetic;
+  int batch_tiles;       // kN: 8 samples each
+  cuda::Tiling tiling;   // of the first launch
+  int num_teams;         // slices times directions
+  int64_t shared_bytes;  // of a block
+  double step_us;        // predicted
+  std::string bound;     // what the prediction is made of, the largest first
+};
+
+// Throws std::invalid_argument with the reason where the wanted plan does not run this.
+Plan make_plan(const PlanRequest& request, const DeviceLimits& device);
+
+// All that could run it, the fastest first.
+std::vector<Plan> all_plans(const PlanRequest& request, const DeviceLimits& device);
+
+// A sentence: the plan, its division of the work and the prediction.
+std::string describe(const Plan& plan);
+
+// Whether a committed run on such a device has shown plans whose blocks wait for each other to be right and free of hangs.
+bool waits_are_proven(const DeviceLimits& device);
+
+}  // namespace fastrnn
