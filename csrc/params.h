@@ -108,6 +108,7 @@ struct MatmulParams {
   void* out;            // scalar [m, n], unit column stride
   int64_t out_row;
   bool accumulate;
+  double* squares;  // [1]  out's sum of squares, as stored, is added to it; may be nullptr
   ScalarKind scalar;
 };
 

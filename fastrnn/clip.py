@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import utils as nn_utils
 
-from fastrnn import _library, gradient_sums
+from fastrnn import _library, gradient_sums, ops
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -26,47 +28,35 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.permute(sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)).is_contiguous()
 
 
-def _fused_device(grads: Sequence[Tensor]) -> torch.device | None:
-    """The device whose fused kernels can take all of these gradients, or None."""
+def _can_fuse(grads: Sequence[Tensor]) -> bool:
+    """Whether fused kernels take all of these gradients: plain dense tensors, each once, on one device that has kernels."""
     device = grads[0].device
-    if torch.compiler.is_compiling() or not _library.is_loaded(device.type) or device.type != "cpu":
-        return None
-    plain = all(
+    if torch.compiler.is_compiling() or device.type not in ("cpu", "cuda") or not _library.is_loaded(device.type):
+        return False
+    if len({id(grad) for grad in grads}) < len(grads):  # torch scales such a gradient once for each time it is given
+        return False
+    return all(
         type(g) is Tensor and g.layout is torch.strided and g.device == device and g.dtype in _FLOATS and _is_dense(g)
         for g in grads
     )
-    return device if plain else None
 
 
-def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
+def _grads(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _sum_of_squares(grads: Sequence[Tensor], trust_backward: bool) -> Tensor:
-    """(1,) float64: what backward has summed where it is trusted and still describes the gradient, the rest computed."""
+def _fused_norm(grads: list[Tensor], trust_backward: bool) -> Tensor:
+    """The L2 norm of all gradients together, (), in the dtype that torch's ``get_total_norm`` gives."""
+    known, unknown = [], grads
     if trust_backward:
         gradient_sums.want()
-    known, unknown = gradient_sums.split(grads) if trust_backward else ([], list(grads))
-    total = torch.zeros(1, dtype=torch.float64, device=grads[0].device)
-    if unknown:
-        torch.ops.fastrnn.sum_of_squares.default(unknown, total)
-    for value in known:
-        total += value
-    return total
-
-
-def total_norm(grads: Sequence[Tensor], trust_backward: bool) -> Tensor:
-    """The L2 norm of all gradients together, (), in the dtype that torch's ``get_total_norm`` gives."""
-    if not grads:
-        return torch.tensor(0.0)
-    if _fused_device(grads) is None:
-        return nn_utils.get_total_norm(grads)
+        known, unknown = gradient_sums.split(grads)
     dtype = grads[0].dtype
     for grad in grads[1:]:
         dtype = torch.promote_types(dtype, grad.dtype)
-    return _sum_of_squares(grads, trust_backward).sqrt_().to(dtype).squeeze(0)
+    norm = torch.empty((), dtype=dtype, device=grads[0].device)
+    ops.sum_of_squares(unknown, known, norm, root=True)
+    return norm
 
 
 def clip_grad_norm_(
@@ -80,9 +70,12 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Clip the norm of all gradients together, as :func:`torch.nn.utils.clip_grad_norm_` does, in two fused passes.
 
-    The second pass, which scales, is skipped on the device where the norm is below ``max_norm``. The host never waits for the
-    device unless ``error_if_nonfinite``. Gradients that the fused kernels do not take (other norms, DTensor, sparse, several
-    devices) go to torch's function.
+    The first takes the norm, with squares summed in float64: it is right where squares of float32 would be 0 or infinite. The
+    second scales; the device leaves it out where the norm is below ``max_norm``. The host never waits for the device unless
+    ``error_if_nonfinite``. What the fused kernels do not take (other norms, DTensor, sparse gradients, several devices,
+    torch.compile) goes to torch's function.
+
+    With a ``GradScaler``, call ``scaler.unscale_(optimizer)`` before, as for torch's function.
 
     Args:
         parameters: one or more parameters; those without a gradient are passed over.
@@ -90,9 +83,11 @@ def clip_grad_norm_(
         norm_type: the p of the norm; may be ``inf``.
         error_if_nonfinite: raise if the norm is NaN or infinite.
         foreach: given on to torch's function where that is used.
-        trust_backward: use the sums of squares that fastrnn's backward has taken, for gradients whose tensor (storage, version,
-            shape, strides) is still the one that backward made. Only for who does not change gradients behind autograd's
-            back: ``GradScaler.unscale_``, ``dist.all_reduce`` and ``.data`` leave no trace.
+        trust_backward: save the first pass: use the sums of squares that fastrnn's backward takes of the gradients it writes, for
+            each gradient whose tensor (storage, version, shape, strides) is still the one that backward made. Backward takes
+            them once a clip has asked for them; they cost it nothing that can be measured. Only for who does not change
+            gradients behind autograd's back: ``GradScaler.unscale_``, ``dist.all_reduce``, ``.data``, ``.numpy()`` and a fused
+            optimizer's step with a ``grad_scale`` leave no trace. (CPU; on CUDA the norm is computed in any case.)
 
     Returns:
         Tensor of shape (): the norm before clipping.
@@ -100,25 +95,24 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is NaN or infinite and ``error_if_nonfinite`` is set.
     """
-    if isinstance(parameters, types.GeneratorType):
-        parameters = list(parameters)
-        if not parameters:
-            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    if not isinstance(parameters, Tensor):
-        parameters = list(parameters)
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    is_generator = isinstance(parameters, types.GeneratorType)
+    parameters = list(parameters)
+    if is_generator and not parameters:
+        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     grads = _grads(parameters)
-    if not grads or float(norm_type) != 2.0 or _fused_device(grads) is None:
+    if not grads or float(norm_type) != 2.0 or not _can_fuse(grads):
         return nn_utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     with torch.no_grad():
-        norm = total_norm(grads, trust_backward)
+        norm = _fused_norm(grads, trust_backward)
         if error_if_nonfinite and not math.isfinite(float(norm)):
             raise RuntimeError(
                 f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be "
                 "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
                 "`error_if_nonfinite=False`"
             )
-        factor = torch.clamp(float(max_norm) / (norm + 1e-6), max=1.0)
-        torch.ops.fastrnn.scale_.default(grads, factor.to(torch.float64).reshape(1))
+        torch.ops.fastrnn.clip_.default(grads, norm, float(max_norm))
         torch.autograd.graph.increment_version(grads)
     return norm
 
@@ -127,10 +121,10 @@ def clip_grad_norm_(
 
 
 class ClipHandle:
-    """What :func:`clip_on_step` returns; also the home of the last norm."""
+    """What :func:`clip_on_step` returns."""
 
     def __init__(self) -> None:
-        self.norm: Tensor | None = None  #: (), the norm before clipping at the last step
+        self.norm: Tensor | None = None  #: (), float32: the norm before clipping at the last step
         self._removers: list[Callable[[], None]] = []
 
     def remove(self) -> None:
@@ -140,91 +134,125 @@ class ClipHandle:
         self._removers.clear()
 
 
-_NO_SCALE = object()
+_NOTHING = object()
+_clipped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
-def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_backward: bool = False) -> ClipHandle:
-    """Clip the norm of all gradients of a fused optimizer inside its step, without a pass over them.
-
-    Fused optimizers divide gradients by ``grad_scale`` as they read them. Before each step this multiplies that scale by
-    ``max(1, (norm + 1e-6) / max_norm)``, which is :func:`torch.nn.utils.clip_grad_norm_`; afterwards it restores what was
-    there. With a ``GradScaler`` the norm is that of the unscaled gradients. After the step ``p.grad`` holds the clipped
-    (unscaled) gradient.
-
-    Args:
-        optimizer: Adam, AdamW, SGD or Adagrad with ``fused=True`` in every group.
-        max_norm: the largest norm allowed, > 0.
-        trust_backward: as in :func:`clip_grad_norm_`.
-
-    Returns:
-        A handle with ``remove()`` and ``norm``.
-
-    Raises:
-        TypeError, ValueError: an optimizer without fused step, or a bad ``max_norm``.
-        RuntimeError (at a step): a group is not fused (``load_state_dict`` can change that), or a closure is given.
-    """
+def _check_max_norm(max_norm: Any) -> None:
     if isinstance(max_norm, bool) or not isinstance(max_norm, numbers.Real):
         raise TypeError(f"max_norm should be a number > 0, got {max_norm!r}")
     if not (max_norm > 0 and math.isfinite(max_norm)):
         raise ValueError(f"max_norm should be a finite number > 0, got {max_norm!r}")
+
+
+def _check_optimizer(optimizer: Any) -> None:
     supported = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
     if not isinstance(optimizer, supported):
         raise TypeError(
             f"clip_on_step expects a fused Adam, AdamW, SGD or Adagrad, got {type(optimizer).__name__}; "
             "use fastrnn.clip_grad_norm_ before its step"
         )
-    name = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.Adagrad) and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         raise TypeError(f"clip_on_step needs torch >= 2.13 for Adagrad, this is {torch.__version__}")
+    if optimizer in _clipped:
+        raise RuntimeError("clip_on_step already clips this optimizer's step; remove() the handle of that first")
 
+
+def _check_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if any(a is not None and a is not optimizer for a in args) or kwargs.get("closure") is not None:
+        raise RuntimeError(
+            "clip_on_step cannot clip a step with a closure: its gradients do not exist before the step. Call the "
+            "closure, then step() without it"
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        if not group.get("fused"):
+            raise RuntimeError(
+                f"clip_on_step needs fused=True in every group, but group {index} of {type(optimizer).__name__} has "
+                f"fused={group.get('fused')} (load_state_dict restores the saved value). Set "
+                f"optimizer.param_groups[{index}]['fused'] = True, or remove() the clipping"
+            )
+
+
+def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_backward: bool = False) -> ClipHandle:
+    """Clip the norm of all gradients of a fused optimizer inside its step, without a scaling pass over them.
+
+    Fused optimizers divide gradients by their ``grad_scale`` as they read them. Before each step this multiplies that scale by
+    ``max(1, (norm + 1e-6) / max_norm)``, which is :func:`torch.nn.utils.clip_grad_norm_`; afterwards it restores what was
+    there. After the step ``p.grad`` holds the clipped gradient.
+
+    Mixed precision. With a ``GradScaler`` the norm is that of the unscaled gradients, so ``scaler.unscale_`` is not needed and
+    its pass is saved, too; ``rnn.grad_scale`` takes the scale out of ``state_grad_clip`` and the recorded norms::
+
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        fastrnn.clip_on_step(optimizer, max_norm=1.0)
+        scaler = torch.amp.GradScaler()
+        for x, target in batches:
+            optimizer.zero_grad()
+            rnn.grad_scale = scaler.scale(torch.ones((), device=x.device))  # no wait for the device, as get_scale() is
+            with torch.autocast("cuda", torch.float16):
+                loss = loss_function(model(x), target)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    Args:
+        optimizer: Adam, AdamW, SGD or Adagrad (torch >= 2.13) with ``fused=True`` in every group.
+        max_norm: the largest norm allowed, > 0.
+        trust_backward: as in :func:`clip_grad_norm_`.
+
+    Returns:
+        A handle: ``norm`` is the norm before clipping at the last step, (), float32; ``remove()`` ends the clipping and leaves no
+        trace.
+
+    Raises:
+        TypeError: an optimizer without such a step; ``max_norm`` is no number.
+        ValueError: ``max_norm`` is not finite or not > 0.
+        RuntimeError: the optimizer is clipped already. At a step: a group is not fused (``load_state_dict`` can change that),
+            or a closure is given.
+    """
+    _check_max_norm(max_norm)
+    _check_optimizer(optimizer)
     handle = ClipHandle()
-    before: list[Any] = []
+    undo: list[tuple[Tensor, Any]] = []  # the scale of the step under way, and what was in its place
     clipped: list[Tensor] = []
 
     def restore() -> None:
-        while before:
-            scale = before.pop()
-            if scale is not _NO_SCALE:
-                optimizer.grad_scale = scale
-            elif hasattr(optimizer, "grad_scale"):
+        for ours, before in undo:
+            if getattr(optimizer, "grad_scale", None) is not ours:
+                continue  # a step failed and left it there; somebody has set another since
+            if before is _NOTHING:
                 del optimizer.grad_scale
+            else:
+                optimizer.grad_scale = before
+        undo.clear()
 
     def before_step(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         restore()  # a step that raised had no after
-        if any(a is not None and a is not optimizer for a in args) or kwargs.get("closure") is not None:
-            raise RuntimeError(
-                "clip_on_step cannot clip a step with a closure: its gradients do not exist before the step. Call the "
-                "closure, then step() without it"
-            )
-        for index, group in enumerate(optimizer.param_groups):
-            if not group.get("fused"):
-                raise RuntimeError(
-                    f"clip_on_step needs fused=True in every group, but group {index} of {name} has "
-                    f"fused={group.get('fused')} (load_state_dict restores the saved value). Set "
-                    f"optimizer.param_groups[{index}]['fused'] = True, or remove() the clipping"
-                )
-        grads = _grads([p for group in optimizer.param_groups for p in group["params"]])
+        _check_step(optimizer, args, kwargs)
+        grads = _grads(p for group in optimizer.param_groups for p in group["params"])
         if not grads:
             return
-        present = getattr(optimizer, "grad_scale", _NO_SCALE)
+        before = getattr(optimizer, "grad_scale", _NOTHING)
         with torch.no_grad():
-            norm = total_norm(grads, trust_backward).to(torch.float32)
-            scale = present if isinstance(present, Tensor) else None
-            handle.norm = norm if scale is None else norm / scale.to(norm.device)
+            norm = _fused_norm(grads, trust_backward) if _can_fuse(grads) else nn_utils.get_total_norm(grads)
+            scale = before.to(norm.device) if isinstance(before, Tensor) else None
+            handle.norm = norm.to(torch.float32) if scale is None else norm.to(torch.float32) / scale
             divisor = torch.clamp((handle.norm + 1e-6) / float(max_norm), min=1.0)
-            divisor = divisor if scale is None else divisor * scale.to(norm.device)
-        before.append(present)
+            ours = divisor if scale is None else divisor * scale
+        undo.append((ours, before))
         clipped[:] = grads
-        optimizer.grad_scale = divisor
+        optimizer.grad_scale = ours
 
     def after_step(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         restore()
         torch.autograd.graph.increment_version(clipped)  # the fused step wrote the clipped gradients without a trace
         clipped.clear()
 
+    _clipped.add(optimizer)
     handle._removers = [
         optimizer.register_step_pre_hook(before_step).remove,
         optimizer.register_step_post_hook(after_step).remove,
         restore,
+        functools.partial(_clipped.discard, optimizer),
     ]
     return handle

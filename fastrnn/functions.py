@@ -117,6 +117,7 @@ class _Gradients(NamedTuple):
     h0: Tensor
     c0: Tensor | None
     weights: list[Tensor | None]
+    squares: Tensor | None  # [len(weights)] float64: the sum of squares of each weight's gradient
     norms: Tensor | None
     clipped: Tensor | None
 
@@ -155,22 +156,23 @@ def _layer_backward(
     flat_x = _without_padding(x, lengths, offsets).flatten(0, -2).contiguous()
     h0 = h0.contiguous()
     h_prev = grads.h_prev if need_h_prev else None
+    squares = gradient_sums.new(len(weights), x.device) if backend == "cpu" else None
+    square = [None] * len(weights) if squares is None else squares.split(1)
     grad_weights: list[Tensor | None] = []
     for d in range(num_directions):
-        wanted = needs_weights[d * count : (d + 1) * count]
+        wanted, squares_of = (values[d * count : (d + 1) * count] for values in (needs_weights, square))
         grad_w: list[Tensor | None] = [None] * count
         if wanted[0]:
-            grad_w[0] = ops.weight_gradient(backend, [(grads.grad_gates[d].flatten(0, -2), flat_x)])
+            pair = (grads.grad_gates[d].flatten(0, -2), flat_x)
+            grad_w[0] = ops.weight_gradient(backend, [[pair]], squares_of[0])
         if wanted[1]:
             if cell == "gru":
                 assert grads.grad_n_h is not None
                 parts = [grads.grad_gates[d][..., : gate_size // 3 * 2], grads.grad_n_h[d]]
             else:
                 parts = [grads.grad_gates[d]]
-            products = [
-                ops.weight_gradient(backend, _recurrent_pairs(part, d, h_prev, forward.y, h0)) for part in parts
-            ]
-            grad_w[1] = products[0] if len(products) == 1 else torch.cat(products)
+            groups = [_recurrent_pairs(part, d, h_prev, forward.y, h0) for part in parts]
+            grad_w[1] = ops.weight_gradient(backend, groups, squares_of[1])
         if w.b_ih:
             grad_b_ih = grads.grad_bias[d, :gate_size]
             grad_b_hh = grad_b_ih
@@ -182,14 +184,20 @@ def _layer_backward(
         if w.w_hr and wanted[-1]:
             assert grads.grad_h is not None and forward.hidden is not None
             pair = (grads.grad_h[d].flatten(0, -2), forward.hidden[d].flatten(0, -2))
-            grad_w[-1] = ops.weight_gradient(backend, [pair])
+            grad_w[-1] = ops.weight_gradient(backend, [[pair]], squares_of[-1])
         grad_weights.extend(grad_w)
+    grad_weights = [None if g is None else g.to(master.dtype) for g, master in zip(grad_weights, weights, strict=True)]
+    if squares is not None:
+        for grad, total in zip(grad_weights, square, strict=True):
+            if grad is not None and grad.dim() == 1:  # a bias: not a product's output
+                ops.sum_of_squares([grad], [], total)
 
     return _Gradients(
         x=ops.input_gradient(backend, grads.grad_gates, w.w_ih) if needs_x else None,
         h0=grads.grad_h0,
         c0=grads.grad_c0,
-        weights=[None if g is None else g.to(master.dtype) for g, master in zip(grad_weights, weights, strict=True)],
+        weights=grad_weights,
+        squares=squares,
         norms=grads.norms,
         clipped=grads.clipped,
     )
@@ -220,13 +228,13 @@ class _LayerBackward(torch.autograd.Function):
             cell, options, needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
             grad_y, grad_h_n, grad_c_n, weights,
         )  # fmt: skip
-        return (grads.norms, grads.clipped, grads.x, grads.h0, grads.c0, *grads.weights)
+        return (grads.norms, grads.clipped, grads.squares, grads.x, grads.h0, grads.c0, *grads.weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         ctx.options, ctx.cell, ctx.needed = inputs[:3]
         ctx.save_for_backward(*inputs[3:7], *inputs[12:])
-        recorded = [t for t in output[:2] if t is not None]
+        recorded = [t for t in output[:3] if t is not None]
         ctx.mark_non_differentiable(*recorded)
         ctx.set_materialize_grads(False)
 
@@ -236,8 +244,8 @@ class _LayerBackward(torch.autograd.Function):
         # Without the fused kernels, from the inputs alone: what forward saved is constant here.
         options = ctx.options._replace(backend="reference", record_key=-1, save=True)
         wanted = [n and t is not None for n, t in zip(ctx.needs_input_grad[12:], differentiable, strict=True)]
-        given = [g for g in grad_outputs[2:] if g is not None]
-        is_given = [g is not None for g in grad_outputs[2:]]
+        given = [g for g in grad_outputs[3:] if g is not None]
+        is_given = [g is not None for g in grad_outputs[3:]]
         if not given or not any(wanted):
             return (None,) * len(ctx.needs_input_grad)
 
@@ -286,7 +294,7 @@ def _backward(ctx: Any, grad_outputs: tuple[Tensor | None, ...]) -> tuple[Any, .
     if grad_y is None and grad_h_n is None and grad_c_n is None:
         return (None,) * (_NUM_LEADING + len(weights))
     needs_x, needs_h0, needs_c0, *needs_weights = ctx.needs_input_grad[7:]
-    norms, clipped, grad_x, grad_h0, grad_c0, *grad_weights = _LayerBackward.apply(
+    norms, clipped, squares, grad_x, grad_h0, grad_c0, *grad_weights = _LayerBackward.apply(
         options, ctx.cell, (needs_x, *needs_weights), lengths, offsets, mask, grad_scale,
         y, gates, cells, n_h, hidden, grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights,
     )  # fmt: skip
@@ -294,11 +302,10 @@ def _backward(ctx: Any, grad_outputs: tuple[Tensor | None, ...]) -> tuple[Any, .
         if order is not None:
             norms, clipped = norms.index_select(-1, order), clipped.index_select(-1, order)
         recording.record(ctx.slot, norms, clipped, options.record_key)
-    if options.backend == "cpu" and not torch.compiler.is_compiling() and gradient_sums.wanted():
-        for grad in grad_weights:
-            if grad is not None:
-                total = grad.new_empty(1, dtype=torch.float64)
-                torch.ops.fastrnn.sum_of_squares.default([grad.detach()], total)
+    if squares is not None:
+        for grad, total in zip(grad_weights, squares.split(1), strict=True):
+            # a product's sum is that of its output, which a master in a lower precision rounds
+            if grad is not None and torch.promote_types(x.dtype, grad.dtype) == grad.dtype:
                 gradient_sums.note(grad, total)
     return (*[None] * 7, grad_x, grad_h0 if needs_h0 else None, grad_c0 if needs_c0 else None, *grad_weights)
 

@@ -1,7 +1,8 @@
 """Sums of squares that backward takes of the weight gradients it makes, kept for a clip that trusts them.
 
-An entry lives as long as the gradient's storage and counts only while the tensor asked about is still the one that backward
-made: the same storage (held weakly, never by address), version, shape, strides and offset.
+Backward's products take them while they write the gradient, once a clip has said that it wants them. An entry counts only while
+the tensor asked about is still the one that backward made: the same storage (held weakly, never by address), offset, version,
+shape and strides.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
-class _Entry(NamedTuple):
+class _Key(NamedTuple):
+    """A storage is not reused while a weak reference to it exists. Both biases of a layer may lie in one."""
+
     storage: StorageWeakRef
+    offset: int
+
+
+class _Entry(NamedTuple):
     version: int
     shape: torch.Size
     stride: tuple[int, ...]
-    offset: int | torch.SymInt
     total: Tensor  # (1,) float64
 
 
-_entries: dict[StorageWeakRef, _Entry] = {}
+_entries: dict[_Key, _Entry] = {}
 _wanted = False
 
 
@@ -33,31 +39,37 @@ def want() -> None:
     _wanted = True
 
 
-def wanted() -> bool:
-    return _wanted
+def new(count: int, device: torch.device) -> Tensor | None:
+    """Where a backward shall add up the sums of squares of its ``count`` gradients, (count,) float64; None: nobody wants them."""
+    if not _wanted or torch.compiler.is_compiling():
+        return None
+    return torch.zeros(count, dtype=torch.float64, device=device)
+
+
+def _find(grad: Tensor) -> tuple[_Key, _Entry]:
+    """The key of a gradient, and its entry without a sum."""
+    key = _Key(StorageWeakRef(grad.untyped_storage()), int(grad.storage_offset()))
+    return key, _Entry(grad._version, grad.shape, grad.stride(), grad)
 
 
 def note(grad: Tensor, total: Tensor) -> None:
     """Remember the sum of squares of a gradient that backward has just made."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(grad):
+        return  # inside torch.func transforms: it has no storage, and is no parameter's .grad
     if len(_entries) > 256:
-        for key in [key for key in _entries if key.expired()]:
+        for key in [key for key in _entries if key.storage.expired()]:
             del _entries[key]
-    storage = StorageWeakRef(grad.untyped_storage())
-    _entries[storage] = _Entry(storage, grad._version, grad.shape, grad.stride(), grad.storage_offset(), total)
+    key, entry = _find(grad)
+    _entries[key] = entry._replace(total=total)
 
 
 def split(grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """(sums that still hold, gradients without one)."""
     known, unknown = [], []
     for grad in grads:
-        entry = _entries.get(StorageWeakRef(grad.untyped_storage()))
-        holds = (
-            entry is not None
-            and not entry.storage.expired()
-            and (entry.version, entry.shape, entry.stride, entry.offset)
-            == (grad._version, grad.shape, grad.stride(), grad.storage_offset())
-        )
-        if entry is not None and holds:
+        key, now = _find(grad)
+        entry = _entries.get(key)
+        if entry is not None and not key.storage.expired() and entry[:3] == now[:3]:
             known.append(entry.total)
         else:
             unknown.append(grad)

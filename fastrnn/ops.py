@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -79,6 +79,23 @@ def _with_tf32(backend: str, plan: str, dtype: torch.dtype) -> str:
     if backend != "cuda" or dtype != torch.float32 or torch.backends.cudnn.rnn.fp32_precision != "tf32":
         return plan
     return plan + "+tf32"
+
+
+_NORM_BLOCK = 1 << 14  # csrc/norms.h: kNormBlock
+
+
+def sum_of_squares(tensors: list[Tensor], known: list[Tensor], out: Tensor, *, root: bool = False) -> None:
+    """``out`` (one element) becomes the sum of squares over all tensors and of the sums already known, or its root.
+
+    By the fused kernels of the tensors' device. Squares are summed in float64, in an order that only the shapes decide.
+
+    Args:
+        tensors: dense, of any float dtypes.
+        known: each (1,) float64.
+    """
+    num_blocks = sum(-(-tensor.numel() // _NORM_BLOCK) for tensor in tensors)
+    partial = torch.empty(num_blocks, dtype=torch.float64, device=out.device)
+    torch.ops.fastrnn.sum_of_squares.default(tensors, known, partial, out, root)
 
 
 # ------------------------------------------------------------------------------------------------------- recurrence
@@ -251,9 +268,17 @@ def _plain_matmul(a: Tensor, b: Tensor, biases: Sequence[Tensor]) -> Tensor:
 # torch.compile cannot trace in backward.
 
 
-def _into(backend: str, a: Tensor, b: Tensor, biases: Sequence[Tensor], out: Tensor, accumulate: bool = False) -> None:
+def _into(
+    backend: str,
+    a: Tensor,
+    b: Tensor,
+    biases: Sequence[Tensor],
+    out: Tensor,
+    accumulate: bool = False,
+    squares: Tensor | None = None,
+) -> None:
     if backend == "cpu":
-        torch.ops.fastrnn.matmul.default(a, b, [bias.contiguous() for bias in biases], out, accumulate)
+        torch.ops.fastrnn.matmul.default(a, b, [bias.contiguous() for bias in biases], out, accumulate, squares)
     elif accumulate:
         out.addmm_(a, b)
     elif biases:
@@ -293,17 +318,28 @@ def input_gradient(backend: str, grad_gates: Tensor, w_ih: list[Tensor]) -> Tens
     return out.reshape(*grad_gates.shape[1:-1], w_ih[0].size(1))
 
 
-def weight_gradient(backend: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """``sum(grad.T @ operand)`` over pairs of ``grad`` [n, rows] and ``operand`` [n, columns]."""
+def weight_gradient(
+    backend: str, groups: Sequence[Sequence[tuple[Tensor, Tensor]]], squares: Tensor | None = None
+) -> Tensor:
+    """The rows of a weight's gradient, one group of pairs after the other.
+
+    A group of ``grad`` [n, rows] and ``operand`` [n, columns] gives ``sum(grad.T @ operand)``. What comes out is one tensor of its
+    own.
+
+    Args:
+        squares: (1,) float64, backend "cpu" alone: the result's sum of squares is added, by the products themselves.
+    """
     if backend in ("reference", "emulated"):
-        acc = compute_dtype(pairs[0][0].dtype)
-        out = sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs)
-        assert isinstance(out, Tensor)
-        return out.to(pairs[0][0].dtype)
-    if backend == "cuda" and len(pairs) == 1:
-        return pairs[0][0].t() @ pairs[0][1]
-    grad, operand = pairs[0]
-    out = grad.new_empty((grad.size(1), operand.size(1)))
-    for position, (grad, operand) in enumerate(pairs):
-        _into(backend, grad.t(), operand, [], out, accumulate=position > 0)
+        acc = compute_dtype(groups[0][0][0].dtype)
+        parts = [sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs) for pairs in groups]
+        return torch.cat([cast(Tensor, part).to(groups[0][0][0].dtype) for part in parts])
+    if backend == "cuda" and len(groups) == 1 and len(groups[0]) == 1:
+        return groups[0][0][0].t() @ groups[0][0][1]
+    num_rows = [pairs[0][0].size(1) for pairs in groups]
+    grad, operand = groups[0][0]
+    out = grad.new_empty((sum(num_rows), operand.size(1)))
+    for rows, pairs in zip(out.split(num_rows), groups, strict=True):
+        for position, (grad, operand) in enumerate(pairs):
+            last = position == len(pairs) - 1
+            _into(backend, grad.t(), operand, [], rows, accumulate=position > 0, squares=squares if last else None)
     return out

@@ -196,6 +196,7 @@ def product(rows: int = 7, depth: int = 5, columns: int = 9) -> dict:
         "biases": [torch.randn(columns)],
         "out": torch.zeros(rows, columns),
         "accumulate": False,
+        "squares": None,
     }
 
 
@@ -212,6 +213,8 @@ def product(rows: int = 7, depth: int = 5, columns: int = 9) -> dict:
         ({"out": lambda out: out[:3]}, "out has shape [3, 9], expected [7, 9]"),
         ({"out": lambda out: torch.zeros(9, 7).T}, "out has strides [1, 7], expected rows of 9 without gaps or overlap"),
         ({"out": lambda out: out[:1].expand(7, 9)}, "out has strides [0, 1], expected rows of 9"),
+        ({"squares": torch.zeros(1)}, "squares is float32, expected float64"),
+        ({"squares": torch.zeros(2, dtype=torch.float64)}, "squares has shape [2], expected [1]"),
     ],
 )  # fmt: skip
 def test_matmul_refuses(changes, message):

@@ -20,6 +20,7 @@ void multiply_in_parts(const MatmulParams& p, int64_t num_threads) {
     part.out = static_cast<Scalar*>(p.out) + row * p.out_row;
     Product<Scalar> product(part, choose_blocks<float>(part.m, p.n, p.k, num_threads), sums.as<float>());
     run_team(product, static_cast<int>(num_threads));
+    if (p.squares) *p.squares += product.sum_of_squares();
   }
 }
 
@@ -29,13 +30,16 @@ void multiply(const MatmulParams& p, int num_threads) {
   const int64_t threads = useful_threads(p.m * p.n * p.k, num_threads);
   if (ThinProduct<Scalar>::fits(p)) {
     ThinProduct<Scalar> product(p, threads);
-    return run_team(product, static_cast<int>(threads));
+    run_team(product, static_cast<int>(threads));
+    if (p.squares) *p.squares += sum_of_squares(static_cast<const Scalar*>(p.out), p.m, p.out_row, p.n);
+    return;
   }
   const Blocks blocks = choose_blocks<Acc>(p.m, p.n, p.k, threads);
   if constexpr (!std::is_same_v<Scalar, Acc>)
     if (blocks.depth < p.k) return multiply_in_parts<Scalar>(p, threads);
   Product<Scalar> product(p, blocks, nullptr);
   run_team(product, static_cast<int>(least(threads, blocks.num_strips * blocks.num_groups)));
+  if (p.squares) *p.squares += product.sum_of_squares();
 }
 
 void matmul(const MatmulParams& p, int num_threads) {

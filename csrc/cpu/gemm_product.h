@@ -32,6 +32,23 @@ void sum_biases(const void* const (&biases)[2], int64_t count, int64_t size, Acc
   }
 }
 
+// The sum of squares of a piece of the output, in double.
+template <typename Scalar>
+double sum_of_squares(const Scalar* out, int64_t rows, int64_t row_step, int64_t columns) {
+  using Acc = typename AccOf<Scalar>::type;
+  using Wide = typename WideOf<Acc>::type;
+  Wide sum = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    for_each_vector<Acc>(columns, [&](int64_t j, auto part) __attribute__((always_inline)) {
+      const Wide wide = __builtin_convertvector(load(out + r * row_step + j, part).raw, Wide);
+      sum += wide * wide;
+    });
+  }
+  double total = 0;
+  for (int lane = 0; lane < Vec<Acc>::kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
 template <typename Scalar>
 class Product final : public TeamJob {
   using Acc = typename AccOf<Scalar>::type;
@@ -47,6 +64,13 @@ class Product final : public TeamJob {
 
   static int64_t sums_row(int64_t n) { return round_up(n, kColumns); }
 
+  // After the work: the sum of squares of all that was stored, if params ask for it. Its order does not depend on the threads.
+  double sum_of_squares() const {
+    double sum = 0;
+    for (int64_t tile = 0; tile < num_tiles(); ++tile) sum += squares_[tile];
+    return sum;
+  }
+
   void prepare(int num_threads) override {
     num_threads_ = num_threads;
     barrier_.set_size(num_threads);
@@ -58,7 +82,10 @@ class Product final : public TeamJob {
     own_b_size_ = blocks_.share_b ? 0 : b_panel;
     thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
     const int64_t size = bias_size + shared_size + num_threads * thread_size_;
-    Acc* const memory = static_cast<Acc*>(workspace(size * static_cast<int64_t>(sizeof(Acc))));
+    const int64_t squares_size = p_.squares ? round_up(num_tiles(), 8) : 0;  // whole cache lines
+    squares_ = static_cast<double*>(workspace(squares_size * static_cast<int64_t>(sizeof(double)) +
+                                              size * static_cast<int64_t>(sizeof(Acc))));
+    Acc* const memory = reinterpret_cast<Acc*>(squares_ + squares_size);
     bias_ = has_bias ? memory : nullptr;
     shared_b_ = memory + bias_size;
     thread_memory_ = shared_b_ + shared_size;
@@ -92,6 +119,9 @@ class Product final : public TeamJob {
   struct Round {
     int64_t k, depth, column, last_column;
   };
+
+  int64_t num_column_tiles() const { return ceil_div(p_.n, kColumns); }
+  int64_t num_tiles() const { return ceil_div(p_.m, kTileRows) * num_column_tiles(); }
 
   void pack_shared(const Round& round, int64_t thread) {
     const int64_t num_panels = ceil_div(round.last_column - round.column, kColumns);
@@ -155,6 +185,10 @@ class Product final : public TeamJob {
       const bool add = p_.accumulate || (!sums_ && !first_round);
       for (int64_t r = 0; r < rows; ++r) add_to_row(own + r * own_row, columns, out + r * p_.out_row + column, add);
     }
+    if (!p_.squares || !last_round) return;
+    for (column = first; column < last; column += kColumns)  // while the tiles are in the cache
+      squares_[row / kTileRows * num_column_tiles() + column / kColumns] =
+          FASTRNN_ISA::sum_of_squares(out + column, rows, p_.out_row, least(kColumns, last - column));
   }
 
   const MatmulParams p_;
@@ -162,7 +196,8 @@ class Product final : public TeamJob {
   Operand<Scalar> a_, b_;
   Acc* const sums_;
   int64_t num_threads_ = 1;
-  Acc* bias_ = nullptr;  // [n] as accumulators, padded to whole tiles; nullptr: none
+  double* squares_ = nullptr;  // [row tiles, column tiles]: sums of squares, if they are asked for
+  Acc* bias_ = nullptr;        // [n] as accumulators, padded to whole tiles; nullptr: none
   Acc* shared_b_ = nullptr;
   Acc* thread_memory_ = nullptr;  // for each thread: a strip of a, a panel of b, a tile
   int64_t thread_size_ = 0, a_size_ = 0, own_b_size_ = 0;

@@ -3,13 +3,12 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace fastrnn::cpu {
 namespace {
-
-// Work is dealt out in blocks of this many elements: each has one partial sum, so the total never depends on the threads.
-constexpr int64_t kBlock = 1 << 15;
 
 struct Block {
   void* data;
@@ -21,9 +20,9 @@ std::vector<Block> blocks_of(const std::vector<Span>& spans) {
   constexpr int kBytes[] = {4, 8, 2, 2};  // by ScalarKind
   std::vector<Block> blocks;
   for (const Span& span : spans)
-    for (int64_t start = 0; start < span.size; start += kBlock)
+    for (int64_t start = 0; start < span.size; start += kNormBlock)
       blocks.push_back({static_cast<char*>(span.data) + start * kBytes[static_cast<int>(span.scalar)],
-                        std::min(kBlock, span.size - start), span.scalar});
+                        std::min(kNormBlock, span.size - start), span.scalar});
   return blocks;
 }
 
@@ -96,28 +95,63 @@ void block_scale(const Block& block, double factor) {
   }
 }
 
-int team_size(size_t num_blocks, int num_threads) {
-  return static_cast<int>(std::min<size_t>(num_blocks, static_cast<size_t>(std::max(num_threads, 1))));
+template <typename Scalar>
+double read(const void* value) {
+  return widen(*static_cast<const Scalar*>(value));
+}
+
+double read(const void* value, ScalarKind scalar) {
+  switch (scalar) {
+    case ScalarKind::kFloat: return read<float>(value);
+    case ScalarKind::kDouble: return read<double>(value);
+    case ScalarKind::kHalf: return read<_Float16>(value);
+    default: return read<Bfloat16Bits>(value);
+  }
+}
+
+void write(double value, void* out, ScalarKind scalar) {
+  switch (scalar) {
+    case ScalarKind::kFloat: return narrow(static_cast<float>(value), *static_cast<float*>(out));
+    case ScalarKind::kDouble: return narrow(value, *static_cast<double*>(out));
+    case ScalarKind::kHalf: return narrow(static_cast<float>(value), *static_cast<_Float16*>(out));
+    default: return narrow(static_cast<float>(value), *static_cast<Bfloat16Bits*>(out));
+  }
+}
+
+// Threads that are worth waking for so many blocks.
+int team_size(int64_t num_blocks, int num_threads) {
+  constexpr int64_t kBlocksPerThread = 4;
+  return static_cast<int>(std::clamp<int64_t>(num_blocks / kBlocksPerThread, 1, std::max(num_threads, 1)));
 }
 
 }  // namespace
 
-double sum_of_squares(const std::vector<Span>& spans, int num_threads) {
-  const std::vector<Block> blocks = blocks_of(spans);
-  std::vector<double> sums(blocks.size());
+void sum_of_squares(const NormParams& params, int num_threads) {
+  const std::vector<Block> blocks = blocks_of(params.spans);
   const int64_t count = static_cast<int64_t>(blocks.size());
-#pragma omp parallel for num_threads(team_size(blocks.size(), num_threads)) schedule(static) if (count > 1)
-  for (int64_t i = 0; i < count; ++i) sums[i] = block_sum(blocks[i]);
+  const int team = team_size(count, num_threads);
+#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
+  for (int64_t i = 0; i < count; ++i) params.partial[i] = block_sum(blocks[i]);
   double total = 0;
-  for (const double sum : sums) total += sum;
-  return total;
+  for (int64_t i = 0; i < count; ++i) total += params.partial[i];
+  for (const double* sum : params.known) total += *sum;
+  write(params.root ? std::sqrt(total) : total, params.out, params.out_scalar);
 }
 
-void scale(const std::vector<Span>& spans, double factor, int num_threads) {
-  const std::vector<Block> blocks = blocks_of(spans);
+void clip(const ClipParams& params, int num_threads) {
+  const double norm = read(params.norm, params.norm_scalar);
+  double factor = params.max_norm / (norm + 1e-6);
+  if (factor >= 1) return;
+  double rounded;
+  write(factor, &rounded, params.norm_scalar);
+  factor = read(&rounded, params.norm_scalar);
+  if (factor == 1) return;
+  const std::vector<Block> blocks = blocks_of(params.spans);
   const int64_t count = static_cast<int64_t>(blocks.size());
-#pragma omp parallel for num_threads(team_size(blocks.size(), num_threads)) schedule(static) if (count > 1)
-  for (int64_t i = 0; i < count; ++i) block_scale(blocks[i], factor);
+  const int team = team_size(count, num_threads);
+  // From the end: what the norm has read last is still in the cache.
+#pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
+  for (int64_t i = 0; i < count; ++i) block_scale(blocks[count - 1 - i], factor);
 }
 
 }  // namespace fastrnn::cpu

@@ -1,23 +1,13 @@
-// Over many tensors at once: their sum of squares, and their scaling. One parallel region each.
+// The norm of many tensors together, and their scaling: one parallel region each.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
-#include "../params.h"
+#include "../norms.h"
 
 namespace fastrnn::cpu {
 
-struct Span {
-  void* data;
-  int64_t size;
-  ScalarKind scalar;
-};
+// The result does not depend on `num_threads`.
+void sum_of_squares(const NormParams& params, int num_threads);
 
-// Squares are summed in double, in an order that does not depend on `num_threads`: right where float squares would be 0 or inf.
-double sum_of_squares(const std::vector<Span>& spans, int num_threads);
-
-// Every element times `factor`, rounded once. The caller skips a factor of 1.
-void scale(const std::vector<Span>& spans, double factor, int num_threads);
+void clip(const ClipParams& params, int num_threads);
 
 }  // namespace fastrnn::cpu

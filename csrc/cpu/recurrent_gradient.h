@@ -10,16 +10,6 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// As many doubles as there are lanes.
-template <typename T>
-struct WideOf {
-  using type = Double::Raw;
-};
-template <>
-struct WideOf<float> {
-  typedef double type __attribute__((vector_size(2 * kVectorBytes)));
-};
-
 // What one thread's units say about one sample's r_t.
 struct Record {
   double sum_of_squares = 0;

@@ -78,6 +78,15 @@ FASTRNN_INLINE V select(typename V::Bits mask, V a, V b) {
 
 using Float = Vec<float>;
 using Double = Vec<double>;
+// As many doubles as there are lanes.
+template <typename T>
+struct WideOf {
+  using type = Double::Raw;
+};
+template <>
+struct WideOf<float> {
+  typedef double type __attribute__((vector_size(2 * kVectorBytes)));
+};
 // What a vector of floats is in a 16-bit storage type.
 typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
 

@@ -26,17 +26,9 @@ std::string cpu_isa() { return cpu::isa(); }
 
 void multiply(const MatmulParams& params) { cpu::matmul(params, num_threads()); }
 
-void sum_of_squares(const std::vector<Tensor>& tensors, const Tensor& out) {
-  const Arguments arguments("out", out);
-  auto* total = static_cast<double*>(arguments.out({"out", out}, ScalarType::Double, {1}));
-  *total = cpu::sum_of_squares(spans_of(tensors), num_threads());
-}
+void norm(const NormParams& params, int32_t) { cpu::sum_of_squares(params, num_threads()); }
 
-void scale(const std::vector<Tensor>& tensors, const Tensor& factor) {
-  const Arguments arguments("factor", factor);
-  const double value = *static_cast<const double*>(arguments.in({"factor", factor}, ScalarType::Double, {1}));
-  if (value != 1) cpu::scale(spans_of(tensors), value, num_threads());
-}
+void clip_to(const ClipParams& params, int32_t) { cpu::clip(params, num_threads()); }
 
 }  // namespace
 }  // namespace fastrnn::ops
@@ -45,8 +37,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
   m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
   m.impl("matmul", TORCH_BOX(&fastrnn::ops::matmul<fastrnn::ops::multiply>));
-  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares));
-  m.impl("scale_", TORCH_BOX(&fastrnn::ops::scale));
+  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
+  m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {

@@ -8,6 +8,6 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(fastrnn::kRecurrenceBackwardSchema);
   m.def(fastrnn::kMatmulSchema);
   m.def(fastrnn::kSumOfSquaresSchema);
-  m.def(fastrnn::kScaleSchema);
+  m.def(fastrnn::kClipSchema);
   m.def("cpu_isa() -> str");  // the instruction set that the CPU engine runs here
 }

@@ -20,14 +20,16 @@ inline constexpr const char* kRecurrenceBackwardSchema =
     "Tensor(f!) grad_h0, Tensor(g!)? grad_c0, Tensor(h!)? grad_bias, Tensor(i!)? h_prev, "
     "Tensor(j!)? workspace, str plan) -> ()";
 
-// out [m, n] = a [m, k] @ b [k, n] (+ out) (+ biases [n])
+// out [m, n] = a [m, k] @ b [k, n] (+ out) (+ biases [n]); squares [1], float64, += out's sum of squares
 inline constexpr const char* kMatmulSchema =
-    "matmul(Tensor a, Tensor b, Tensor[] biases, Tensor(a!) out, bool accumulate) -> ()";
+    "matmul(Tensor a, Tensor b, Tensor[] biases, Tensor(a!) out, bool accumulate, Tensor(b!)? squares) -> ()";
 
-// out [1], float64: the sum of squares over all tensors
-inline constexpr const char* kSumOfSquaresSchema = "sum_of_squares(Tensor[] tensors, Tensor(a!) out) -> ()";
+// out, one element: the sum of squares over all tensors and of the sums already known ([1], float64), or its root. partial
+// [blocks], float64, is scratch: a block is kNormBlock elements of one tensor (norms.h).
+inline constexpr const char* kSumOfSquaresSchema =
+    "sum_of_squares(Tensor[] tensors, Tensor[] known, Tensor(a!) partial, Tensor(b!) out, bool root) -> ()";
 
-// every tensor times factor [1], float64; untouched where it is 1
-inline constexpr const char* kScaleSchema = "scale_(Tensor(a!)[] tensors, Tensor factor) -> ()";
+// every tensor times min(1, max_norm / (norm + 1e-6)); untouched where that is 1
+inline constexpr const char* kClipSchema = "clip_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()";
 
 }  // namespace fastrnn

@@ -259,7 +259,8 @@ inline MatrixStrides read_strides(const char* name, const Tensor& matrix) {
 }
 
 template <void (*run)(const MatmulParams&)>
-void matmul(const Tensor& a, const Tensor& b, const TensorList& biases, const Tensor& out, bool accumulate) {
+void matmul(const Tensor& a, const Tensor& b, const TensorList& biases, const Tensor& out, bool accumulate,
+            const OptionalTensor& squares) {
   check_dim("a", a, 2, "[m, k]");
   check_dim("b", b, 2, "[k, n]");
   check_dim("out", out, 2, "[m, n]");
@@ -292,6 +293,7 @@ void matmul(const Tensor& a, const Tensor& b, const TensorList& biases, const Te
   params.out = out.mutable_data_ptr();
   params.out_row = std::max(out.stride(0), params.n);
   params.accumulate = accumulate;
+  params.squares = static_cast<double*>(arguments.out({"squares", squares}, ScalarType::Double, {1}));
   run(params);
 }
 

@@ -160,12 +160,22 @@ void check(const Case& c) {
   if (!c.accumulate)  // what the output holds must not matter
     for (int64_t i = 0; i < c.m; ++i)
       for (int64_t j = 0; j < c.n; ++j) out.at(i, j) = not_a_number<Scalar>();
+  double squares = 1, squares_again = 1;  // the sum is added to what is there
+  p.squares = &squares;
   cpu::matmul(p, c.num_threads);
 
   Matrix<Scalar> again = before;
   p.out = again.data();
+  p.squares = &squares_again;
   cpu::matmul(p, c.num_threads % 3 + 1);
-  if (!same_bits(out.memory, again.memory)) fail<Scalar>(c, "another run, with another number of threads, differs");
+  if (!same_bits(out.memory, again.memory) || std::memcmp(&squares, &squares_again, sizeof squares))
+    fail<Scalar>(c, "another run, with another number of threads, differs");
+
+  double sum_of_squares = 1;
+  for (int64_t i = 0; i < c.m; ++i)
+    for (int64_t j = 0; j < c.n; ++j) sum_of_squares += value(out.at(i, j)) * value(out.at(i, j));
+  if (std::isnan(sum_of_squares) ? !std::isnan(squares) : std::fabs(squares - sum_of_squares) > 1e-12 * sum_of_squares)
+    fail<Scalar>(c, "the sum of squares is wrong");
 
   // Element (i, k) of a and (k, j) of b, each with its sums' k adjacent.
   std::vector<double> a_values(c.m * c.k), b_values(c.n * c.k);
