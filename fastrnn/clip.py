@@ -47,10 +47,7 @@ def _grads(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 def _fused_norm(grads: list[Tensor], trust_backward: bool) -> Tensor:
     """The L2 norm of all gradients together, (), in the dtype that torch's ``get_total_norm`` gives."""
-    known, unknown = [], grads
-    if trust_backward:
-        gradient_sums.want()
-        known, unknown = gradient_sums.split(grads)
+    known, unknown = gradient_sums.split(grads) if trust_backward else ([], grads)
     dtype = grads[0].dtype
     for grad in grads[1:]:
         dtype = torch.promote_types(dtype, grad.dtype)
@@ -95,6 +92,8 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is NaN or infinite and ``error_if_nonfinite`` is set.
     """
+    if trust_backward:
+        gradient_sums.want()
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     is_generator = isinstance(parameters, types.GeneratorType)
@@ -212,6 +211,8 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
     """
     _check_max_norm(max_norm)
     _check_optimizer(optimizer)
+    if trust_backward:
+        gradient_sums.want()
     handle = ClipHandle()
     undo: list[tuple[Tensor, Any]] = []  # the scale of the step under way, and what was in its place
     clipped: list[Tensor] = []
