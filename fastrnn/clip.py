@@ -140,7 +140,7 @@ _clipped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 def _check_max_norm(max_norm: Any) -> None:
     if isinstance(max_norm, bool) or not isinstance(max_norm, numbers.Real):
         raise TypeError(f"max_norm should be a number > 0, got {max_norm!r}")
-    if not (max_norm > 0 and math.isfinite(max_norm)):
+    if not 0 < float(max_norm) < math.inf:
         raise ValueError(f"max_norm should be a finite number > 0, got {max_norm!r}")
 
 
@@ -214,17 +214,18 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
     if trust_backward:
         gradient_sums.want()
     handle = ClipHandle()
+    scaled: Any = optimizer  # torch's types do not know grad_scale
     undo: list[tuple[Tensor, Any]] = []  # the scale of the step under way, and what was in its place
     clipped: list[Tensor] = []
 
     def restore() -> None:
         for ours, before in undo:
-            if getattr(optimizer, "grad_scale", None) is not ours:
+            if getattr(scaled, "grad_scale", None) is not ours:
                 continue  # a step failed and left it there; somebody has set another since
             if before is _NOTHING:
-                del optimizer.grad_scale
+                del scaled.grad_scale
             else:
-                optimizer.grad_scale = before
+                scaled.grad_scale = before
         undo.clear()
 
     def before_step(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -233,7 +234,7 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
         grads = _grads(p for group in optimizer.param_groups for p in group["params"])
         if not grads:
             return
-        before = getattr(optimizer, "grad_scale", _NOTHING)
+        before = getattr(scaled, "grad_scale", _NOTHING)
         with torch.no_grad():
             norm = _fused_norm(grads, trust_backward) if _can_fuse(grads) else nn_utils.get_total_norm(grads)
             scale = before.to(norm.device) if isinstance(before, Tensor) else None
@@ -242,7 +243,7 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
             ours = divisor if scale is None else divisor * scale
         undo.append((ours, before))
         clipped[:] = grads
-        optimizer.grad_scale = ours
+        scaled.grad_scale = ours
 
     def after_step(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         restore()

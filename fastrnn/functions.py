@@ -157,10 +157,11 @@ def _layer_backward(
     h0 = h0.contiguous()
     h_prev = grads.h_prev if need_h_prev else None
     squares = gradient_sums.new(len(weights), x.device) if backend == "cpu" else None
-    square = [None] * len(weights) if squares is None else squares.split(1)
+    square: Sequence[Tensor | None] = [None] * len(weights) if squares is None else squares.split(1)
     grad_weights: list[Tensor | None] = []
     for d in range(num_directions):
-        wanted, squares_of = (values[d * count : (d + 1) * count] for values in (needs_weights, square))
+        of_direction = slice(d * count, (d + 1) * count)
+        wanted, squares_of = needs_weights[of_direction], square[of_direction]
         grad_w: list[Tensor | None] = [None] * count
         if wanted[0]:
             pair = (grads.grad_gates[d].flatten(0, -2), flat_x)
@@ -189,7 +190,7 @@ def _layer_backward(
     grad_weights = [None if g is None else g.to(master.dtype) for g, master in zip(grad_weights, weights, strict=True)]
     if squares is not None:
         for grad, total in zip(grad_weights, square, strict=True):
-            if grad is not None and grad.dim() == 1:  # a bias: not a product's output
+            if grad is not None and total is not None and grad.dim() == 1:  # a bias: not a product's output
                 ops.sum_of_squares([grad], [], total)
 
     return _Gradients(

@@ -83,8 +83,8 @@ class Product final : public TeamJob {
     thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
     const int64_t size = bias_size + shared_size + num_threads * thread_size_;
     const int64_t squares_size = p_.squares ? round_up(num_tiles(), 8) : 0;  // whole cache lines
-    squares_ = static_cast<double*>(workspace(squares_size * static_cast<int64_t>(sizeof(double)) +
-                                              size * static_cast<int64_t>(sizeof(Acc))));
+    squares_ = static_cast<double*>(
+        workspace(squares_size * static_cast<int64_t>(sizeof(double)) + size * static_cast<int64_t>(sizeof(Acc))));
     Acc* const memory = reinterpret_cast<Acc*>(squares_ + squares_size);
     bias_ = has_bias ? memory : nullptr;
     shared_b_ = memory + bias_size;
