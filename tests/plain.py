@@ -6,7 +6,7 @@ of fastrnn.reference and of every backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,19 @@ class Masks:
     recurrent: Sequence[Tensor] | None = None  # (D, B, ·)
     weights: Sequence[Sequence[Tensor]] | None = None  # per direction, as W_hh
     between: Sequence[Tensor] | None = None  # (T, B, D*H), one entry fewer than layers
+
+
+def drawn_masks(rnn: Any, drawn: Mapping[str, Tensor]) -> Masks:
+    """The variational masks that a module has drawn (conftest.py: drawn), for :func:`module`."""
+    layers, directions = range(rnn.num_layers), range(2 if rnn.bidirectional else 1)
+    masks = Masks()
+    if rnn.input_dropout:
+        masks.inputs = [drawn[f"input mask {layer}"] for layer in layers]
+    if rnn.recurrent_dropout and rnn.recurrent_dropout_mode == "weight":
+        masks.weights = [[drawn[f"weight mask {layer} {d}"] for d in directions] for layer in layers]
+    elif rnn.recurrent_dropout:
+        masks.recurrent = [drawn[f"recurrent mask {layer}"] for layer in layers]
+    return masks
 
 
 def module(

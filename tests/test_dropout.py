@@ -11,18 +11,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fastrnn
 
 
-def plain_masks(rnn: nn.Module, drawn: dict[str, torch.Tensor]) -> plain.Masks:
-    layers, directions = range(rnn.num_layers), range(2 if rnn.bidirectional else 1)
-    masks = plain.Masks()
-    if rnn.input_dropout:
-        masks.inputs = [drawn[f"input mask {layer}"] for layer in layers]
-    if rnn.recurrent_dropout and rnn.recurrent_dropout_mode == "weight":
-        masks.weights = [[drawn[f"weight mask {layer} {d}"] for d in directions] for layer in layers]
-    elif rnn.recurrent_dropout:
-        masks.recurrent = [drawn[f"recurrent mask {layer}"] for layer in layers]
-    return masks
-
-
 def flat(output) -> list[torch.Tensor]:
     y, final = output
     return [y, *(final if isinstance(final, tuple) else (final,))]
@@ -50,7 +38,9 @@ def test_each_mode_equals_a_plain_loop_with_its_masks(backend, device, drawn, ki
     else:
         y, final = rnn(x, lengths=lengths)
     outputs = flat((y, final))
-    expected = [out for out in plain.module(rnn, x, lengths=lengths, masks=plain_masks(rnn, drawn)) if out is not None]
+    expected = [
+        out for out in plain.module(rnn, x, lengths=lengths, masks=plain.drawn_masks(rnn, drawn)) if out is not None
+    ]
     assert_equal_to_rounding(outputs, expected)
     leaves = [x, *rnn.parameters()]
     assert_equal_to_rounding(gradients(outputs, leaves), gradients(expected, leaves))
@@ -64,7 +54,7 @@ def test_modes_go_with_projections(backend, device, drawn, mode):
     rnn = make_module("LSTM", device, proj_size=2, recurrent_dropout=0.4, recurrent_dropout_mode=mode)
     x = torch.randn(5, 4, 3, dtype=torch.float64, device=device)
     outputs = flat(rnn(x))
-    expected = plain.module(rnn, x, masks=plain_masks(rnn, drawn))
+    expected = plain.module(rnn, x, masks=plain.drawn_masks(rnn, drawn))
     assert_equal_to_rounding(outputs, expected)
     assert_equal_to_rounding(gradients(outputs, list(rnn.parameters())), gradients(expected, list(rnn.parameters())))
 
@@ -262,7 +252,7 @@ def test_dropout_between_layers_goes_with_variational_dropout(backend, device, d
 
     monkeypatch.setattr("fastrnn.base.functional.dropout", keep)
     outputs = flat(rnn(x))
-    masks = plain_masks(rnn, drawn)
+    masks = plain.drawn_masks(rnn, drawn)
     masks.between = between
     assert len(between) == 1
     assert_equal_to_rounding(outputs, plain.module(rnn, x, masks=masks))
