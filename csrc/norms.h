@@ -27,7 +27,7 @@ struct Span {
 struct NormParams {
   std::vector<Span> spans;
   std::vector<const double*> known;  // each [1]
-  double* partial;                   // [blocks of all spans]
+  double* partial;                   // [blocks of all spans, and one for each sum already known]
   void* out;                         // [1]
   ScalarKind out_scalar;
   bool root;

@@ -93,8 +93,8 @@ def sum_of_squares(tensors: list[Tensor], known: list[Tensor], out: Tensor, *, r
         tensors: dense, of any float dtypes.
         known: each (1,) float64.
     """
-    num_blocks = sum(-(-tensor.numel() // _NORM_BLOCK) for tensor in tensors)
-    partial = torch.empty(num_blocks, dtype=torch.float64, device=out.device)
+    num_sums = len(known) + sum(-(-tensor.numel() // _NORM_BLOCK) for tensor in tensors)
+    partial = torch.empty(num_sums, dtype=torch.float64, device=out.device)
     torch.ops.fastrnn.sum_of_squares.default(tensors, known, partial, out, root)
 
 

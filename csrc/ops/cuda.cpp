@@ -3,23 +3,38 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../cuda/norms.h"
 #include "../cuda/recurrence.h"
+#include "norms.h"
 #include "tensors.h"
 
 namespace fastrnn::ops {
 namespace {
 
 // The device is made current and work goes to the stream that is current there.
+template <typename Function>
+void on_device(int32_t device_index, Function function) {
+  const torch::stable::accelerator::DeviceGuard guard(device_index);
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  function(static_cast<cudaStream_t>(stream));
+}
+
 template <typename Params>
 void run_on(void (*function)(const Params&, const cuda::Run&), const Params& params, const Call& call) {
-  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(call.device_index, &stream));
-  function(params, {static_cast<cudaStream_t>(stream), call.plan, call.workspace, call.workspace_bytes});
+  on_device(call.device_index,
+            [&](cudaStream_t stream) { function(params, {stream, call.plan, call.workspace, call.workspace_bytes}); });
 }
 
 void forward(const ForwardParams& params, const Call& call) { run_on(cuda::forward, params, call); }
 void backward(const BackwardParams& params, const Call& call) { run_on(cuda::backward, params, call); }
+
+void norm(const NormParams& params, int32_t device_index) {
+  on_device(device_index, [&](cudaStream_t stream) { cuda::sum_of_squares(params, stream); });
+}
+void clip_to(const ClipParams& params, int32_t device_index) {
+  on_device(device_index, [&](cudaStream_t stream) { cuda::clip(params, stream); });
+}
 
 }  // namespace
 }  // namespace fastrnn::ops
@@ -27,4 +42,6 @@ void backward(const BackwardParams& params, const Call& call) { run_on(cuda::bac
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
   m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
+  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
+  m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
 }

@@ -47,7 +47,7 @@ void sum_of_squares(const std::vector<Tensor>& tensors, const std::vector<Tensor
   for (size_t i = 0; i < known.size(); ++i)
     params.known.push_back(static_cast<const double*>(
         arguments.in({"known[" + std::to_string(i) + ']', known[i]}, ScalarType::Double, {1})));
-  int64_t num_blocks = 0;
+  int64_t num_blocks = static_cast<int64_t>(known.size());
   for (const Span& span : params.spans) num_blocks += num_norm_blocks(span.size);
   params.partial = static_cast<double*>(arguments.out({"partial", partial}, ScalarType::Double, {num_blocks}));
   params.out_scalar = scalar_kind("out", out);

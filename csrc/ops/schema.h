@@ -25,7 +25,7 @@ inline constexpr const char* kMatmulSchema =
     "matmul(Tensor a, Tensor b, Tensor[] biases, Tensor(a!) out, bool accumulate, Tensor(b!)? squares) -> ()";
 
 // out, one element: the sum of squares over all tensors and of the sums already known ([1], float64), or its root. partial
-// [blocks], float64, is scratch: a block is kNormBlock elements of one tensor (norms.h).
+// [blocks + known], float64, is scratch: a block is kNormBlock elements of one tensor (norms.h).
 inline constexpr const char* kSumOfSquaresSchema =
     "sum_of_squares(Tensor[] tensors, Tensor[] known, Tensor(a!) partial, Tensor(b!) out, bool root) -> ()";
 
