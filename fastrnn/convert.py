@@ -117,8 +117,10 @@ def replace_rnns(model: nn.Module, **options: Any) -> nn.Module:
         The model (its replacement, if it is itself one of these).
 
     Raises:
-        TypeError, ValueError: an option is unknown or wrong, or weights are parametrised.
+        TypeError, ValueError: not a module, an option is unknown or wrong, or weights are parametrised.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"replace_rnns expects a module, got {type(model).__name__}")
 
     def convert(module: nn.Module) -> nn.Module:
         return from_torch(module, **({} if isinstance(module, nn.RNNCellBase) else options))
