@@ -70,7 +70,9 @@ def lines_of(symbols: Tensor, num_lines: int) -> Tensor:
     return symbols[: length * num_lines].view(num_lines, length).t().contiguous()
 
 
-def train_epoch(model: LanguageModel, optimizer: torch.optim.Optimizer, lines: Tensor, chunk: int, max_norm: float) -> float:
+def train_epoch(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, lines: Tensor, chunk: int, max_norm: float
+) -> float:
     """One pass over the text, ``chunk`` steps at a time. Returns the mean bits per character."""
     model.train()
     state, bits = None, []
@@ -130,7 +132,9 @@ def main() -> None:
         start = time.perf_counter()
         bits = train_epoch(model, optimizer, train, options.chunk, max_norm=1.0)
         seconds = time.perf_counter() - start
-        print(f"epoch {epoch}: {bits:.3f} bits per character, held out {evaluate(model, validation):.3f}, {seconds:.1f} s")
+        print(
+            f"epoch {epoch}: {bits:.3f} bits per character, held out {evaluate(model, validation):.3f}, {seconds:.1f} s"
+        )
         if epoch >= options.epochs:
             break
     print(write(model, alphabet, "The ", 300))

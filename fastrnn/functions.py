@@ -225,10 +225,11 @@ class _LayerBackward(torch.autograd.Function):
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights,
         ) = _arguments(inputs)  # fmt: skip
         forward = Forward(y, y, None, gates, cells, n_h, hidden)  # h_n, c_n are not read
-        grads = _layer_backward(
-            cell, options, needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
-            grad_y, grad_h_n, grad_c_n, weights,
-        )  # fmt: skip
+        with ops.below_autograd():
+            grads = _layer_backward(
+                cell, options, needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
+                grad_y, grad_h_n, grad_c_n, weights,
+            )  # fmt: skip
         return (grads.norms, grads.clipped, grads.squares, grads.x, grads.h0, grads.c0, *grads.weights)
 
     @staticmethod
@@ -273,7 +274,8 @@ _NUM_LEADING = 10  # arguments of the functions below before the weights
 
 def _forward(cell: str, inputs: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     options, _slot, lengths, offsets, _order, mask, _grad_scale, x, h0, c0, *weights = _arguments(inputs)
-    return tuple(_layer_forward(cell, options, x, h0, c0, lengths, offsets, mask, weights))
+    with ops.below_autograd():
+        return tuple(_layer_forward(cell, options, x, h0, c0, lengths, offsets, mask, weights))
 
 
 def _setup_context(ctx: Any, cell: str, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

@@ -6,6 +6,8 @@ autograd functions are written once. The C++ operators only fill tensors they ar
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -22,15 +24,41 @@ CLIP_MODES = (None, "norm", "value")
 _NAMESPACES = {"cpu": "fastrnn", "cuda": "fastrnn", "emulated": "fastrnn_emulated"}
 
 
-def register_fakes(namespace: str) -> None:
-    """Tell torch.compile that the operators of a namespace return nothing; what they write has been allocated by then."""
+def register_operators(namespace: str) -> None:
+    """Tell torch of the operators of a namespace what it cannot see.
+
+    To torch.compile: they return nothing, what they write has been allocated by then. To autograd: they have no derivative, so
+    that whoever calls them by hand gets an error and no silent zeros.
+    """
+    library = torch.library.Library(namespace, "IMPL")
+    _libraries.append(library)
     for name in ("recurrence_forward", "recurrence_backward", "matmul"):
         if hasattr(getattr(torch.ops, namespace), name):
             torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
+            operator = getattr(getattr(torch.ops, namespace), name).default
+            library.impl(name, functools.partial(_without_derivative, operator), "Autograd", with_keyset=True)
+
+
+_libraries: list[torch.library.Library] = []
+
+
+def _without_derivative(operator: Any, keys: Any, *args: Any) -> None:
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        raise RuntimeError(
+            f"{operator.name()} has no derivative: apply a function of fastrnn.functions, or call it under torch.no_grad()"
+        )
+    operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
 
 if _library.is_loaded("cpu"):
-    register_fakes("fastrnn")
+    register_operators("fastrnn")
+
+
+def below_autograd() -> contextlib.AbstractContextManager[None]:
+    """What an autograd function's forward calls needs no look at derivatives: the operators then cost no Python of their own."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def _operator(backend: str, name: str) -> Any:

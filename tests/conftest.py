@@ -13,7 +13,7 @@ from emulator import build
 
 import fastrnn
 from fastrnn.masks import Masks
-from fastrnn.ops import register_fakes
+from fastrnn.ops import register_operators
 
 ALL = ("reference", "cpu", "emulated", "cuda")
 
@@ -29,7 +29,7 @@ def _load_emulated() -> str:
         torch.ops.load_library(build.build_library())
     except build.Unavailable as error:
         return str(error)
-    register_fakes("fastrnn_emulated")
+    register_operators("fastrnn_emulated")
     return ""
 
 

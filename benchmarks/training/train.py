@@ -31,7 +31,9 @@ class Result(TypedDict):
     test: float  # after the epoch that was best on validation
     trivial: float  # the best answer that ignores the input
     seconds_per_epoch: float  # median, of the training pass alone
-    clipped: float | None  # share of gradients that state_grad_clip changed: all steps and samples of each epoch's last batch
+    clipped: (
+        float | None
+    )  # share of gradients that state_grad_clip changed: all steps and samples of each epoch's last batch
 
 
 def variants(recurrent_dropout: float, state_grad_clip: float) -> dict[str, dict[str, Any] | None]:
