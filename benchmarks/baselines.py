@@ -183,18 +183,20 @@ def uses_tf32() -> bool:
     return torch.cuda.is_available() and getattr(torch.backends.cudnn, "rnn").fp32_precision == "tf32"  # noqa: B009
 
 
+def tolerance(x: Tensor) -> float:
+    """What rounding explains of a difference, for results computed from x."""
+    return 1e-2 if x.is_cuda and x.dtype == torch.float32 and uses_tf32() else _TOLERANCE[x.dtype]
+
+
 def check(problem: Problem, ours: Any, theirs: Any) -> float:
     """The difference; a wrong fast answer is no result.
 
     Raises:
         AssertionError: it is beyond what rounding explains.
     """
-    found = difference(ours, theirs)
-    dtype = problem.x.dtype
-    rounded = problem.x.is_cuda and dtype == torch.float32 and uses_tf32()
-    tolerance = 1e-2 if rounded else _TOLERANCE[dtype]
-    if not found <= tolerance:
+    found, allowed = difference(ours, theirs), tolerance(problem.x)
+    if not found <= allowed:
         raise AssertionError(
-            f"{problem.cell} {problem.shape}: results differ by {found:.3g} of their largest value, more than {tolerance:.3g}"
+            f"{problem.cell} {problem.shape}: results differ by {found:.3g} of their largest value, more than {allowed:.3g}"
         )
     return found

@@ -104,7 +104,8 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
 
 def _with_tf32(backend: str, plan: str, dtype: torch.dtype) -> str:
     """The plan, and whether products of float32 may be tf32, as torch says of cuDNN's RNNs."""
-    if backend != "cuda" or dtype != torch.float32 or torch.backends.cudnn.rnn.fp32_precision != "tf32":
+    precision: Any = torch.backends.cudnn.rnn
+    if backend != "cuda" or dtype != torch.float32 or precision.fp32_precision != "tf32":
         return plan
     return plan + "+tf32"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ def main() -> None:
                     f"trivial {r['trivial']:.4g}), {r['seconds_per_epoch']:.2f} s per epoch{clipped}",
                     flush=True,
                 )
-    seconds = statistics.fsum(len(r["validation"]) * r["seconds_per_epoch"] for r in results)
+    seconds = math.fsum(len(r["validation"]) * r["seconds_per_epoch"] for r in results)
     print(f"{len(results)} runs in {arguments.out}, {seconds:.0f} s of training in all")
 
 
