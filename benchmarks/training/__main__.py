@@ -3,7 +3,8 @@
     python -m benchmarks.training --tasks adding,digits --seeds 0,1,2 --out benchmarks/results/training.json
     python -m benchmarks.training.report benchmarks/results/training.json --out benchmarks/results/training.md
 
-What is in --out already is kept and not trained again, so a long run can be made in pieces.
+One thread, and processor time: then what else the machine does matters little, and seeds can run beside each other, each with a
+file of its own. What is in --out already is kept and not trained again, so a long run can be made in pieces.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.training", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tasks", default=",".join(_NAMES), help=f"of {', '.join(_NAMES)}; several: a,b")
     parser.add_argument("--seeds", default="0,1,2", help="several: 0,1")
-    parser.add_argument("--threads", type=int, help="torch's default if left out")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write, or to go on with")
     arguments = parser.parse_args()
     arguments.tasks = arguments.tasks.split(",")
@@ -43,8 +43,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     results: list[Result] = []
     found = {"environment": environment("cpu"), "results": results}
     if arguments.out.exists():

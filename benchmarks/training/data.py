@@ -90,7 +90,7 @@ def elnino(seed: int, window: int = 36) -> Data:
     return Data(*splits, num_inputs=1, num_outputs=1, trivial=trivial)
 
 
-def text(seed: int, steps: int = 100, limit: int = 400_000) -> Data:
+def text(seed: int, steps: int = 100, limit: int = 250_000) -> Data:
     """Python's own manual (pydoc_data.topics, in the standard library) in pieces: each next character from those before."""
     characters = read_text()[:limit]
     alphabet = Alphabet(characters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict
 
 import torch
@@ -18,7 +19,7 @@ STATE_GRAD_CLIP = 0.003
 
 
 def train(name: str, seed: int) -> list[Result]:
-    config = TrainingConfig(seed=seed)
+    config = TrainingConfig(seed=seed, clock=time.process_time)
     splits = split(prepare(fetch.load_rows(fetch.DEFAULT_CACHE)), seed)
     vocabulary = Vocabulary(splits.train)
     parts = (splits.train, splits.validation, splits.test)

@@ -35,7 +35,7 @@ TASKS = {
     ),
     "copy": Task(
         "copy task, 5 of 8 symbols over 20 steps", data.copy, "accuracy", "lstm", 64,
-        epochs=15, batch_size=64, learning_rate=5e-3, recurrent_dropout=0.1, state_grad_clip=0.003,
+        epochs=12, batch_size=64, learning_rate=5e-3, recurrent_dropout=0.1, state_grad_clip=0.003,
     ),
     "digits": Task(
         "handwritten digits pixel by pixel (scikit-learn), 64 steps", data.digits, "accuracy", "lstm", 64,
@@ -47,6 +47,6 @@ TASKS = {
     ),
     "text": Task(
         "character language model of Python's manual (standard library)", data.text, "bits per character", "lstm", 128,
-        epochs=8, batch_size=32, learning_rate=5e-3, recurrent_dropout=0.1, state_grad_clip=0.003,
+        epochs=6, batch_size=32, learning_rate=5e-3, recurrent_dropout=0.1, state_grad_clip=0.003,
     ),
 }  # fmt: skip

@@ -30,7 +30,7 @@ class Result(TypedDict):
     validation: list[float]  # the metric after each epoch
     test: float  # after the epoch that was best on validation
     trivial: float  # the best answer that ignores the input
-    seconds_per_epoch: float  # median, of the training pass alone
+    seconds_per_epoch: float  # processor time of the training pass alone, median
     clipped: (
         float | None
     )  # share of gradients that state_grad_clip changed: all steps and samples of each epoch's last batch
@@ -124,18 +124,18 @@ def train(name: str, task: Task, seed: int) -> list[Result]:
 
 
 def train_epoch(task: Task, run: Run, split: Split, seed: int) -> float:
-    """One pass; batches and masks depend on the seed alone. Returns its seconds."""
+    """One pass; batches and masks depend on the seed alone. Returns its seconds of processor time."""
     torch.manual_seed(seed)
     run.model.train()
     order = torch.randperm(len(split.x))
-    start = time.perf_counter()
+    start = time.process_time()
     for batch in order.split(task.batch_size):
         loss = loss_of(task, run.model(split.x[batch]), split.target[batch])
         run.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(run.model.parameters(), task.max_norm)
         run.optimizer.step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def clipped_share(rnn: nn.Module) -> list[float]:

@@ -27,6 +27,7 @@ class TrainingConfig:
     patience: int = 2  # epochs without a lower validation loss until a run stops
     seed: int = 0
     device: str = "cpu"
+    clock: Callable[[], float] = time.perf_counter  # of an epoch's seconds
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Run:
         torch.manual_seed(seed)
         self.model.train()
         losses, hits, norms, count = [], [], [], 0
-        start = time.perf_counter()
+        start = self.config.clock()
         for batch in train.shuffled(seed):
             logits, labels = self._forward(batch)
             loss = binary_cross_entropy_with_logits(logits, labels)
@@ -102,7 +103,7 @@ class Run:
             count += len(labels)
             advance()
         trained = _score(losses, hits, count)  # reads the sums, and thereby waits for the device
-        seconds = time.perf_counter() - start
+        seconds = self.config.clock() - start
         epoch = Epoch(trained, self.evaluate(validation), seconds, torch.stack(norms).tolist())
         self.history.append(epoch)
         self.scheduler.step(epoch.validation.loss)

@@ -1,0 +1,100 @@
+"""Are a team's kernels right? Values, gradients and norms of many layers against the reference, item by item, without pytest.
+
+An item is right when its error against float64 is at most twice (gradients: three times) that of the reference in the same dtype,
+and two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastrnn
+from benchmarks.gpu.records import Records
+from fastrnn.recording import new_keys, recorded
+from tests.cases import Case, Layer, make_layer
+from tests.compare import gradients
+
+TEAMS = ("portable", "stepwise", "block", "cluster", "grid")
+SIZES = ((1, 1), (7, 3), (50, 10), (200, 33), (300, 8), (512, 16), (650, 3), (1150, 1))  # H, B
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def cases(quick: bool) -> Iterator[tuple[Case, torch.dtype, str | None]]:
+    """(layer, dtype, clip mode). ``quick``: a few small ones, for a tool that slows kernels down a hundredfold."""
+    if quick:
+        for cell in ("lstm", "gru", "rnn_tanh"):
+            yield (
+                Case(cell, "lengths", directions=2, site="state", steps=3, batch=3, hidden_size=24, input_size=8),
+                torch.float16,
+                "norm",
+            )
+        return
+    options = itertools.cycle(
+        itertools.product(
+            ("padded", "lengths", "packed"), (1, 2), (None, "state", "candidate"), (None, "norm", "value")
+        )
+    )
+    for (hidden, batch), cell, dtype in itertools.product(SIZES, ("lstm", "gru", "rnn_tanh", "rnn_relu"), DTYPES):
+        layout, directions, site, clip = next(options)
+        if site == "candidate" and cell.startswith("rnn"):
+            site = "state"
+        yield (
+            Case(cell, layout, directions, site=site, steps=9, batch=batch, hidden_size=hidden, input_size=16),
+            dtype,
+            clip,
+        )
+
+
+def check(records: Records, backend: str, team: str, quick: bool) -> None:
+    device = "cuda" if backend == "cuda" else "cpu"
+    for case, dtype, clip in cases(quick):
+        name = f"{team} {case} {str(dtype).removeprefix('torch.')} {clip or 'no'} clip"
+        try:
+            status, values = check_one(case, dtype, clip, backend, team, device)
+        except RuntimeError as error:
+            text = str(error)
+            if "CUDA error" in text or "unspecified launch failure" in text:
+                records.add(name, "error", what=text[:500])
+                raise SystemExit(f"the GPU's context is lost: {text[:200]}") from error
+            status, values = ("refused" if "plan" in text else "error"), {"what": text[:500]}
+        records.add(name, status, **values)
+
+
+def check_one(
+    case: Case, dtype: torch.dtype, clip: str | None, backend: str, team: str, device: str
+) -> tuple[str, dict[str, Any]]:
+    layer = make_layer(case, dtype, device)
+    layer.weights = [w * case.hidden_size**-0.5 for w in layer.weights]
+    options: dict[str, Any] = {} if clip is None else {"clip_mode": clip, "clip_threshold": 0.05}
+    ours, again = (run(layer, backend, plan=team, **options) for _ in range(2))
+    plain, exact = run(layer, "reference", **options), run(layer.to(torch.float64), "reference", **options)
+    worst = 0.0
+    for index, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
+        allowed = 2 if index < len(ours) - len(layer.names()) - 1 else 3
+        scale = max(c.abs().max().item(), 1e-30)
+        error, usual = (((t.double() - c).square().mean().sqrt() / scale).item() for t in (a, b))
+        worst = max(
+            worst, error / max(allowed * usual, 0.5 * torch.finfo(dtype).eps) if error == error else float("inf")
+        )
+    same = all(a.equal(b) for a, b in zip(ours, again, strict=True))
+    status = "ok" if worst <= 1 and same else "wrong"
+    return status, {"error": worst, "bit_equal": same}
+
+
+def run(layer: Layer, backend: str, **options: Any) -> list[Tensor]:
+    """Outputs, gradients of all inputs, norms of the recurrent gradient."""
+    key = new_keys(1).start
+    layer = layer.to(layer.x.dtype)
+    inputs = layer.require_grad()
+    outputs = layer.apply(backend, *inputs, slot=torch.zeros(1), record_key=key, **options)
+    padded = [layer.padded(outputs[0]), *outputs[1:]]
+    grads = gradients(padded, inputs)
+    found = recorded(key)
+    assert found is not None
+    fastrnn.recording.forget(range(key, key + 1))
+    return [t.detach() for t in (*padded, *grads, found.norms)]

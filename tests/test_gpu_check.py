@@ -1,0 +1,127 @@
+"""benchmarks/gpu_check.sh as far as it goes without a GPU: arguments, records, the table, the checks themselves on the emulator."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as stages
+from benchmarks.gpu import check
+from benchmarks.gpu.records import Records
+from tests.cases import Case
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def gpu_check(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(ROOT / "benchmarks" / "gpu_check.sh"), *arguments],
+        env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fast",), "unknown argument --fast"),
+        (("--only", "build,tset"), "unknown stage tset, expected of: build tests sanitize latency bench"),
+        (("--out",), "--out needs a folder"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_runs(arguments, message):
+    result = gpu_check(*arguments)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "===" not in result.stdout
+
+
+def test_help_says_what_the_stages_are():
+    text = gpu_check("--help").stdout
+    for stage in stages.STAGES:
+        assert stage in text
+
+
+@pytest.mark.skipif(stages.gpu()["gpu"] is not None, reason="there is a GPU")
+def test_without_a_gpu_each_stage_says_so_and_ends(tmp_path):
+    result = gpu_check("--only", "tests,bench", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((tmp_path / "tests.json").read_text())["items"][0]["what"] == "there is no GPU here"
+    assert "1 skipped" in (tmp_path / "table.txt").read_text()
+
+
+def test_records_are_on_disk_after_each_item_and_go_on_where_they_were(tmp_path):
+    records = Records(tmp_path, "tests", gpu="one")
+    records.add("a", "ok", error=0.5)
+    assert json.loads((tmp_path / "tests.json").read_text()) == {
+        "gpu": "one", "items": [{"name": "a", "status": "ok", "error": 0.5}]
+    }  # fmt: skip
+    Records(tmp_path, "tests").add("b", "wrong")
+    assert [item["name"] for item in json.loads((tmp_path / "tests.json").read_text())["items"]] == ["a", "b"]
+
+
+def test_a_hanging_command_is_stopped_with_its_children(tmp_path):
+    status, output = stages.run(["sh", "-c", "echo begun; sleep 60 & wait"], 0.5, tmp_path / "log")
+    assert (status, output) == (124, "begun\n")
+
+
+def test_the_table_sums_up_recorded_results(tmp_path, capsys):
+    records = Records(tmp_path, "latency")
+    records.add("grid_counter 132 blocks", "ok", us=1.25)
+    records.add("push_bulk", "error", error="run: unspecified launch failure")
+    times = {
+        "fastrnn": {"median": 1e-3, "quartiles": [1e-3, 1e-3]},
+        "torch.nn": {"median": 3e-3, "quartiles": [3e-3, 3e-3]},
+    }
+    found = {"results": [{"cell": "lstm", "shape": "16x512x128x128", "mode": "train", "times": times}]}
+    (tmp_path / "bench-default.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    stages.table(tmp_path)
+    text = capsys.readouterr().out
+    assert "latency   1 ok, 1 error" in text
+    assert "1.25 us" in text
+    assert "push_bulk  run: unspecified launch failure" in text
+    assert "1.000 ms  3.00x torch.nn" in text
+    assert "sanitize  not run" in text
+
+
+CASE = Case("gru", "lengths", directions=2, site="state", steps=3, batch=3, hidden_size=9, input_size=4)
+
+
+def test_the_checks_pass_on_right_kernels_and_refuse_plans_by_name(backend, device, tmp_path):
+    team = "stepwise" if backend in ("emulated", "cuda") else ""
+    status, values = check.check_one(CASE, torch.float32, "norm", backend, team, device.type)
+    assert status == "ok", values
+
+
+def test_the_checks_see_a_wrong_kernel(monkeypatch):
+    right = check.run
+
+    def wrong(layer, backend, **options):
+        results = right(layer, backend, **options)
+        return [results[0] * 1.001, *results[1:]] if "plan" in options else results
+
+    monkeypatch.setattr(check, "run", wrong)
+    status, values = check.check_one(CASE, torch.float32, None, "reference", "", "cpu")
+    assert status == "wrong"
+    assert values["error"] > 1
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_latency_program_compiles_for_hopper_without_a_warning(tmp_path):
+    command = [
+        "nvcc",
+        "-std=c++20",
+        "-O1",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-Icsrc/cuda",
+        "-Werror",
+        "all-warnings",
+    ]
+    subprocess.run([*command, "-o", str(tmp_path / "latency"), "benchmarks/gpu/latency.cu"], cwd=ROOT, check=True)
+    result = subprocess.run([str(tmp_path / "latency"), "launches"], capture_output=True, text=True, check=False)
+    assert json.loads(result.stdout.splitlines()[0])["name"].startswith("launches")
