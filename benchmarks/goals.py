@@ -26,5 +26,17 @@ CPU_GOALS = {
         ("features", "features on against off", "features off", cell): Goal(0.9, 0.0) for cell in ("lstm", "gru", "rnn")
     },
     ("features", "variational mask against a loop", "loop over cells", "lstm"): Goal(6.0, 0.0),
+    ("clipping", "norm clip, recorded norms", "off", "lstm"): Goal(0.9, 0.0),
+    ("clipping", "norm clip, recorded norms", "loop over cells", "lstm"): Goal(5.0, 0.0),
+    **{
+        ("clipping", f"parameter clip {where} the limit{trusted}", "torch.nn.utils", "lstm"): Goal(5.0, 0.0)
+        for where in ("beyond", "below")
+        for trusted in ("", ", trusted")
+    },
+    **{
+        ("clipping", f"{name} step with clip{trusted}", "clip, fused step", "lstm"): Goal(2.0, 0.0)
+        for name in ("SGD", "Adam")
+        for trusted in ("", ", trusted")
+    },
 }
 SHARE_OF_PEAK = {("train", "32x100x512x512"): 0.7}

@@ -49,6 +49,26 @@ def _cuda_turn(call: Callable[[], object], calls: int) -> float:
     return float(start.elapsed_time(stop)) / 1000
 
 
+def measure_prepared(
+    contenders: Mapping[str, tuple[Callable[[], object], Callable[[], object]]], device: str, *, rounds: int = ROUNDS
+) -> dict[str, Times]:
+    """Time calls that use up what they work on: before each, and outside of its time, what prepares it is called.
+
+    Args:
+        contenders: by name, (prepare, call).
+        rounds: as for :func:`measure`; each has five calls of each contender, one after the other.
+    """
+    turn = _cuda_turn if device == "cuda" else _host_turn
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_idx in range(5 * rounds + 1):
+        for name, (prepare, call) in contenders.items():
+            prepare()
+            taken = turn(call, 1)
+            if round_idx > 0:  # the first is to warm up
+                samples[name].append(taken)
+    return {name: summary(taken, 1) for name, taken in samples.items()}
+
+
 def measure(
     contenders: Mapping[str, Callable[[], object]],
     device: str,

@@ -241,8 +241,10 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
             handle.norm = norm.to(torch.float32) if scale is None else norm.to(torch.float32) / scale
             divisor = torch.clamp((handle.norm + 1e-6) / float(max_norm), min=1.0)
             ours = divisor if scale is None else divisor * scale
-        undo.append((ours, before))
         clipped[:] = grads
+        if norm.device.type == "cpu" and divisor == 1:
+            return  # a scale of 1 would make the step write every gradient again; on a GPU the host does not look
+        undo.append((ours, before))
         scaled.grad_scale = ours
 
     def after_step(_: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

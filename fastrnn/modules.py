@@ -26,13 +26,18 @@ _OPTIONS_DOC = """
             arXiv:1603.05118; not for RNN); "weight": DropConnect on W_hh, one mask per forward (Merity et al. 2018,
             arXiv:1708.02182).
         state_grad_clip: in backward, clip the gradient that flows from step t + 1 to the state after step t, per sample, before
-            the gradient of the output is added; > 0 or None.
-        state_grad_clip_mode: "norm" (multiply by min(1, clip / norm); a non-finite norm passes) or "value" (clamp elements).
+            the gradient of the output is added; > 0 or None. For LSTM, h and c are one vector. At a sample's last step it is what
+            comes from h_n (and c_n); the gradient of the initial states is not clipped. A good threshold is a few times the norm
+            that ``state_grad_norms`` shows near the loss.
+        state_grad_clip_mode: "norm" (multiply by min(1, clip / norm); a non-finite norm passes) or "value" (clamp elements as
+            :func:`torch.clamp`: infinity becomes the threshold, NaN stays).
         record_state_grad_norms: keep those norms, see ``state_grad_norms``.
 
     Attributes:
         mc_dropout: True keeps all dropouts on in eval(), for Monte Carlo dropout.
-        grad_scale: float32 tensor (), the loss scale (``GradScaler``) to take out of thresholds and recorded norms.
+        grad_scale: float32 tensor (), the loss scale to take out of thresholds and recorded norms. With a ``GradScaler`` set it
+            before each forward: ``rnn.grad_scale = scaler.scale(torch.ones((), device=...))``; :func:`fastrnn.clip_on_step` has
+            the whole loop.
     """
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import baselines, report, run
+from benchmarks.goals import CPU_GOALS
 from benchmarks.shapes import CPU_HEADLINE, Shape
 from benchmarks.suites.memory import saved_bytes
 
@@ -53,6 +54,30 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     assert "ragged: train, speed-up over torch.nn packed" in text
     assert "| lstm | 3x4x5x6 | fastrnn: bytes kept for backward |" in text
     assert picture.stat().st_size > 10_000
+
+
+def test_clipping_is_measured_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "results.json"
+    command = [
+        "run",
+        "--device",
+        "cpu",
+        "--suite",
+        "clipping",
+        "--shapes",
+        "3x4x5x6",
+        "--cells",
+        "lstm",
+        "--threads",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--rounds", "2", "--out", str(out)])
+    monkeypatch.setattr("benchmarks.timing.TURN_SECONDS", 0.0)
+    run.main()
+    results = json.loads(out.read_text())["results"]
+    goals = {(mode, baseline) for suite, mode, baseline, _ in CPU_GOALS if suite == "clipping"}
+    assert goals <= {(r["mode"], baseline) for r in results for baseline in r["times"]}
+    assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in results)
 
 
 def test_a_wrong_result_is_refused() -> None:

@@ -41,9 +41,9 @@ Suite = Callable[[Settings], Iterator[Record]]
 
 
 def _suites() -> dict[str, Suite]:
-    from benchmarks.suites import features, headline, kernelbench, memory, peers, ragged, scaling
+    from benchmarks.suites import clipping, features, headline, kernelbench, memory, peers, ragged, scaling
 
-    modules = (headline, peers, ragged, features, kernelbench, scaling, memory)
+    modules = (headline, peers, ragged, features, clipping, kernelbench, scaling, memory)
     return {module.__name__.rsplit(".", 1)[-1]: module.run for module in modules}
 
 
