@@ -5,6 +5,7 @@ Environment:
     TORCH_CUDA_ARCH_LIST  architectures to compile for, e.g. "8.0;9.0a"; default: the visible GPUs', else a release's
     MAX_JOBS              compilers that run at a time
     CUDA_HOME             the CUDA toolkit, where the nvcc on the PATH is not the one to use
+    FASTRNN_CHECK_SPINS   "1": kernels that wait for another block for seconds trap and name the block, for debugging
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def extensions(torch: Any, cuda: Cuda) -> list[Extension]:
         places = [cuda.home, *cuda.home.glob("targets/*-linux")]
         cuda_include = [f"-isystem{place}/include" for place in places if (place / "include/cuda_runtime.h").is_file()]
         libraries["library_dirs"] += [str(place / lib) for place in places for lib in ("lib64", "lib")]
+        checks = ["-DFASTRNN_CHECK_SPINS"] if os.environ.get("FASTRNN_CHECK_SPINS") == "1" else []
         result.append(
             Extension(
                 "fastrnn._ops_cuda",
@@ -166,9 +168,17 @@ def extensions(torch: Any, cuda: Cuda) -> list[Extension]:
                 extra_compile_args={
                     "cxx": [*stable, "-DUSE_CUDA", *cuda_include],
                     # No path here: torch adds no architectures where any flag has "arch" in it.
-                    "nvcc": ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra", "--threads=1"],
+                    "nvcc": [
+                        "-std=c++20",
+                        "-O3",
+                        "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra",
+                        "--threads=1",
+                        *checks,
+                    ],
                 },
-                include_dirs=["csrc/cuda"],  # where <intrinsics.cuh> is; the emulator of the tests has its own
+                include_dirs=[
+                    str(Path("csrc/cuda").resolve())
+                ],  # where <intrinsics.cuh> is; the emulator of the tests has its own
                 libraries=["torch_cpu", "torch_cuda", "cudart"],
                 **libraries,
             )

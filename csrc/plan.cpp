@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
@@ -56,7 +57,7 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
   int registers = 0;
   if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
-    registers = batch_tiles == 1 ? 72 : 32;
+    registers = batch_tiles == 1 ? 64 : 24;
   } else {
     const int groups = lstm && team == Team::kBlock ? 2 : 1;
     facts = {request.shape.hidden_size, groups * (lstm ? 8 : 16), groups * (lstm ? 2 : gates), 0};
@@ -181,12 +182,12 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   return {plan, ""};
 }
 
-std::vector<Arithmetic> arithmetics(const PlanRequest& request) {
+Arithmetic arithmetic_of(const PlanRequest& request) {
   switch (request.shape.scalar) {
     case ScalarKind::kHalf:
-    case ScalarKind::kBfloat16: return {Arithmetic::kTensor16};
-    case ScalarKind::kFloat: return {request.allows_tf32 ? Arithmetic::kTf32 : Arithmetic::kFma};
-    default: return {Arithmetic::kFma};
+    case ScalarKind::kBfloat16: return Arithmetic::kTensor16;
+    case ScalarKind::kFloat: return request.allows_tf32 ? Arithmetic::kTf32 : Arithmetic::kFma;
+    default: return Arithmetic::kFma;
   }
 }
 
@@ -202,62 +203,61 @@ Plan portable_plan(const PlanRequest& request, const DeviceLimits& device) {
   return plan;
 }
 
-// Plans and, for the teams that have none, why.
-std::pair<std::vector<Plan>, std::string> search(const PlanRequest& request, const DeviceLimits& device) {
+// Plans, the fastest first, and why other teams have none.
+struct Search {
   std::vector<Plan> plans;
-  std::string why;
-  const auto refuse = [&](Team team, const std::string& reason) {
-    if (request.wanted.empty() || request.wanted == team_name(team))
-      why += (why.empty() ? "" : "; ") + std::string(team_name(team)) + ": " + reason;
-  };
-  if (request.projects) {
-    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
-      refuse(team, "proj_size runs portable alone");
-    return {{portable_plan(request, device)}, why};
-  }
-  const int64_t limit = INT32_MAX;
+  std::map<Team, std::string> reasons;
+};
+
+// What keeps the team kernels from running this at all; empty where nothing does.
+std::string only_portable_because(const PlanRequest& request, const DeviceLimits& device) {
   const Shape& shape = request.shape;
-  if (shape.steps >= limit || shape.batch > limit - 64 || shape.hidden_size > limit / 64) {
-    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
-      refuse(team, "steps, batch or hidden_size do not fit in 32 bits");
-    return {{portable_plan(request, device)}, why};
-  }
-  if (device.major < 8) {
-    for (Team team : {Team::kBlock, Team::kCluster, Team::kGrid, Team::kStepwise})
-      refuse(team, "it needs compute capability 8.0 or later");
-    return {{portable_plan(request, device)}, why};
-  }
-  const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
+  if (request.projects) return "proj_size runs with the portable plan alone";
+  if (device.major < 8) return "it needs compute capability 8.0 or later";
+  // Their indices within a step are 32 bits wide.
+  if (shape.steps >= INT32_MAX || shape.batch > INT32_MAX - 64 || shape.hidden_size > INT32_MAX / 64)
+    return "steps, batch or hidden_size do not fit in 32 bits";
+  return "";
+}
+
+Search search(const PlanRequest& request, const DeviceLimits& device) {
+  Search found;
+  const auto wants = [&](Team team) { return request.wanted.empty() || request.wanted == team_name(team); };
+  const std::string only_portable = only_portable_because(request, device);
   const bool is_double = request.shape.scalar == ScalarKind::kDouble;
+  const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
   std::vector<Candidate> candidates = {{Team::kBlock, 1, 1}};
   for (int tiles : {1, 2}) {
     candidates.push_back({Team::kStepwise, tiles, 0});
-    if (!waits) continue;
     for (int size : {2, 4, 8, 16})
-      if (size <= device.max_cluster_size && !is_double) candidates.push_back({Team::kCluster, tiles, size});
+      if (size <= device.max_cluster_size) candidates.push_back({Team::kCluster, tiles, size});
     for (int size = device.multiprocessors; size >= 8; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
   }
-  if (!waits) {
-    refuse(Team::kCluster, "not yet shown to be free of hangs on this architecture (FASTRNN_PLANS=all allows it)");
-    refuse(Team::kGrid, "not yet shown to be free of hangs on this architecture (FASTRNN_PLANS=all allows it)");
-  } else if (is_double) {
-    refuse(Team::kCluster, "float64 has no cluster kernels");
-  } else if (device.max_cluster_size == 0) {
-    refuse(Team::kCluster, "the device has no thread block clusters");
-  }
-  for (Arithmetic arithmetic : arithmetics(request))
-    for (const Candidate& candidate : candidates) {
-      if (!request.wanted.empty() && request.wanted != team_name(candidate.team)) continue;
-      auto [plan, reason] = consider(request, device, arithmetic, candidate);
+  if (device.max_cluster_size == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
+  for (const Candidate& candidate : candidates) {
+    const Team team = candidate.team;
+    const bool waits_for_blocks = team == Team::kCluster || team == Team::kGrid;
+    if (!wants(team)) continue;
+    if (!only_portable.empty()) {
+      found.reasons[team] = only_portable;
+    } else if (waits_for_blocks && !waits) {
+      found.reasons[team] =
+          "not yet shown to be free of hangs on this architecture, FASTRNN_PLANS=all allows it nevertheless";
+    } else if (team == Team::kCluster && is_double) {
+      found.reasons[team] = "float64 has no cluster kernels";
+    } else {
+      auto [plan, reason] = consider(request, device, arithmetic_of(request), candidate);
       if (plan)
-        plans.push_back(*plan);
-      else if (why.find(reason) == std::string::npos)
-        refuse(candidate.team, reason);
+        found.plans.push_back(*plan);
+      else
+        found.reasons[team] = reason;
     }
-  if (request.wanted == "portable" || (request.wanted.empty() && plans.empty()))
-    plans.push_back(portable_plan(request, device));
-  std::stable_sort(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
-  return {plans, why};
+  }
+  if (request.wanted == "portable" || (request.wanted.empty() && found.plans.empty()))
+    found.plans.push_back(portable_plan(request, device));
+  std::stable_sort(found.plans.begin(), found.plans.end(),
+                   [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
+  return found;
 }
 
 }  // namespace
@@ -271,19 +271,17 @@ const char* team_name(Team team) {
 bool waits_are_proven(const DeviceLimits&) { return false; }
 
 std::vector<Plan> all_plans(const PlanRequest& request, const DeviceLimits& device) {
-  return search(request, device).first;
+  return search(request, device).plans;
 }
 
 Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
-  auto [plans, why] = search(request, device);
-  if (plans.empty()) {
-    const bool known = request.wanted == "block" || request.wanted == "cluster" || request.wanted == "grid" ||
-                       request.wanted == "stepwise" || request.wanted == "portable";
-    throw std::invalid_argument("plan is \"" + request.wanted + "\", " +
-                                (known ? "which cannot run this: " + why
-                                       : "expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"portable\""));
-  }
-  return plans.front();
+  const Search found = search(request, device);
+  if (!found.plans.empty()) return found.plans.front();
+  for (const auto& [team, reason] : found.reasons)
+    if (request.wanted == team_name(team))
+      throw std::invalid_argument("plan is \"" + request.wanted + "\", which cannot run this: " + reason);
+  throw std::invalid_argument("plan is \"" + request.wanted +
+                              "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"portable\"");
 }
 
 std::string describe(const Plan& plan) {

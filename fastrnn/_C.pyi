@@ -1,5 +1,42 @@
 from typing import TypedDict
 
+class DeviceLimits:
+    def __init__(
+        self, major: int, minor: int, multiprocessors: int, shared_per_block: int, max_cluster_size: int
+    ) -> None: ...
+
+class PlanRequest:
+    def __init__(
+        self,
+        *,
+        cell: int,
+        scalar: int,
+        steps: int,
+        batch: int,
+        hidden_size: int,
+        state_size: int,
+        directions: int = 1,
+        backward: bool = False,
+        takes_norm: bool = False,
+        allows_tf32: bool = False,
+        wanted: str = "",
+        all_plans: bool = False,
+    ) -> None: ...
+
+class Plan(TypedDict):
+    team: str
+    team_size: int
+    num_teams: int
+    samples: int
+    unit_warps: int
+    splits: int
+    chunks: int
+    shared_chunks: int
+    shared_bytes: int
+    step_us: float
+    bound: str
+    text: str
+
 class BuildInfo(TypedDict):
     version: str
     torch: str
@@ -10,3 +47,5 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def cpu_features() -> list[str]: ...
+def plan(request: PlanRequest, device: DeviceLimits) -> Plan: ...
+def all_plans(request: PlanRequest, device: DeviceLimits) -> list[Plan]: ...

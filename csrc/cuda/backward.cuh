@@ -7,7 +7,8 @@
 //   2. waits for the gate gradients of the step after it, and multiplies: r_t, the recurrent gradient,
 //   3. takes its norm over the team, records and clips it,
 //   4. runs the cell backward in registers,
-//   5. gives its gate gradients to the team, and stores them.
+//   5. gives its gate gradients to the team,
+//   6. stores them, while the others still wait.
 // One turn more brings the gradient of the initial state, neither recorded nor clipped.
 #pragma once
 
@@ -30,7 +31,7 @@ struct BackwardRows {
 
 // Registers of a thread that hold weights: what the rest of the kernel leaves free.
 template <int kN>
-constexpr int kBackwardRegisters = kN == 1 ? 72 : 32;
+constexpr int kBackwardRegisters = kN == 1 ? 64 : 24;
 
 template <typename Op, typename Cell, typename Team>
 struct BackwardShared {
@@ -82,11 +83,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const auto unit_of = [&](int v) { return first_unit + v * 8 + lane.group; };
   const auto for_own = [&](auto visit) {
     if (!owns_units) return;
-    FASTRNN_UNROLL
-    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-    for (int v = 0; v < V; ++v) FASTRNN_UNROLL
-    for (int j = 0; j < 2; ++j)
+    unrolled<kN, V, 2>([&](int n, int v, int j) {
       if (unit_of(v) < H && samples.exists(n, j, rows)) visit(n, v, j);
+    });
   };
   const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
   const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
@@ -95,13 +94,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   State<Acc> r[kN][V][2];
   Acc mask[kN][V][2];
   Acc bias[V][kSums];
-  FASTRNN_UNROLL
-  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
-  for (int j = 0; j < 2; ++j) r[n][v][j] = {Acc(0), Acc(0)}, mask[n][v][j] = 1;
-  FASTRNN_UNROLL
-  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
-  for (int i = 0; i < kSums; ++i) bias[v][i] = 0;
+  unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}, mask[n][v][j] = 1; });
+  unrolled<V, kSums>([&](int v, int i) { bias[v][i] = 0; });
   const bool resumes = tiling.begin > 0 || tiling.phase == Phase::kFromNorm;
   for_own([&](int n, int v, int j) {
     const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -200,10 +194,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       } else {
         team.sum(turn, squares);
       }
-      FASTRNN_UNROLL
-      for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        if (!is_live(n, j)) continue;
+      unrolled<kN, 2>([&](int n, int j) {
+        if (!is_live(n, j)) return;
         const double norm = sqrt(squares[n][j]) / scale;
         // not where the norm is not finite
         const bool clips = p.clip_mode == ClipMode::kNorm && norm > p.clip_threshold && norm * 0 == 0;
@@ -212,11 +204,10 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           if (p.norms) *at<Acc>(p.norms, index) = static_cast<Acc>(norm);
           if (p.clipped && clips) p.clipped[index] = true;
         }
-        if (!clips) continue;
+        if (!clips) return;
         const Acc factor = static_cast<Acc>(p.clip_threshold / norm);
-        FASTRNN_UNROLL
-        for (int v = 0; v < V; ++v) r[n][v][j].h *= factor, r[n][v][j].c *= factor;
-      }
+        unrolled<V>([&](int v) { r[n][v][j].h *= factor, r[n][v][j].c *= factor; });
+      });
     }
     if (p.clip_mode == ClipMode::kValue) {
       const Acc limit = static_cast<Acc>(p.clip_threshold * scale);
@@ -229,43 +220,45 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     }
 
-    FASTRNN_UNROLL
-    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-    for (int v = 0; v < V; ++v) {
-      if (!owns_units) continue;
-      const int unit = unit_of(v);
-      Element operand[2][G];
-      FASTRNN_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        FASTRNN_UNROLL
-        for (int g = 0; g < G; ++g) operand[j][g] = Op::operand(0);
-        if (unit >= H || !is_live(n, j)) continue;
-        State<Acc> grad = r[n][v][j];
-        grad.h += grad_y[n][v][j];
-        Acc grad_x[G], grad_r[G];
-        const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
-        r[n][v][j] =
-            cell.backward(grad, gates[n][v][j], extra[n][v][j], prev[n][v][j], next[n][v][j], keep, grad_x, grad_r);
-        const int64_t row = d * p.shape.rows + row_of(n, j);
-        FASTRNN_UNROLL
-        for (int g = 0; g < G; ++g) {
-          operand[j][g] = Op::operand(grad_r[g]);
-          bias[v][g] += grad_x[g];
-          store(at<Scalar>(p.grad_gates, (row * G + g) * H + unit), grad_x[g]);
-        }
-        if constexpr (Cell::kHasExtra) {
-          bias[v][G] += grad_r[G - 1];
-          store(at<Scalar>(p.grad_n_h, row * H + unit), grad_r[G - 1]);
-        }
-        if (p.h_prev) {
-          const Acc h = prev[n][v][j].h;
-          store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask[n][v][j] : h);
-        }
-      }
-      FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) team.publish(turn + 1, n, g * H + unit, unit < H, operand[0][g], operand[1][g]);
-    }
+    // The gradients of the gates take the place of what forward saved.
+    Acc(&grad_x)[kN][V][2][G] = gates;
+    Acc(&grad_n_h)[kN][V][2] = extra;
+    if (owns_units)
+      unrolled<kN, V>([&](int n, int v) {
+        Element operand[2][G];
+        unrolled<2>([&](int j) {
+          unrolled<G>([&](int g) { operand[j][g] = Op::operand(0); });
+          if (unit_of(v) >= H || !is_live(n, j)) return;
+          State<Acc> grad = r[n][v][j];
+          grad.h += grad_y[n][v][j];
+          Acc of_x[G], of_product[G];
+          const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
+          r[n][v][j] =
+              cell.backward(grad, gates[n][v][j], extra[n][v][j], prev[n][v][j], next[n][v][j], keep, of_x, of_product);
+          unrolled<G>([&](int g) {
+            operand[j][g] = Op::operand(of_product[g]);
+            grad_x[n][v][j][g] = of_x[g];
+            bias[v][g] += of_x[g];
+          });
+          if constexpr (Cell::kHasExtra) bias[v][G] += grad_n_h[n][v][j] = of_product[G - 1];
+        });
+        unrolled<G>([&](int g) {
+          team.publish(turn + 1, n, g * H + unit_of(v), unit_of(v) < H, operand[0][g], operand[1][g]);
+        });
+      });
     team.published();
+
+    for_own([&](int n, int v, int j) {
+      if (!is_live(n, j)) return;
+      const int unit = unit_of(v);
+      const int64_t row = d * p.shape.rows + row_of(n, j);
+      unrolled<G>([&](int g) { store(at<Scalar>(p.grad_gates, (row * G + g) * H + unit), grad_x[n][v][j][g]); });
+      if constexpr (Cell::kHasExtra) store(at<Scalar>(p.grad_n_h, row * H + unit), grad_n_h[n][v][j]);
+      if (p.h_prev) {
+        const Acc h = prev[n][v][j].h;
+        store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask[n][v][j] : h);
+      }
+    });
   }
   team.finish();
 
@@ -293,16 +286,14 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   });
 
   if (!owns_units || tiling.phase == Phase::kUntilNorm) return;
-  FASTRNN_UNROLL
-  for (int v = 0; v < V; ++v) FASTRNN_UNROLL
-  for (int i = 0; i < kSums; ++i) {
+  unrolled<V, kSums>([&](int v, int i) {
     Acc total = bias[v][i];
     FASTRNN_UNROLL
     for (int mask = 1; mask < 4; mask *= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
-    if (lane.quad != 0 || unit_of(v) >= H) continue;
+    if (lane.quad != 0 || unit_of(v) >= H) return;
     Acc* sum = at<Acc>(workspace.bias, ((place.slice * D + d) * kSums + i) * H + unit_of(v));
     *sum = tiling.begin > 0 ? *sum + total : total;
-  }
+  });
 }
 
 template <typename Op, typename Cell, template <typename, int> typename Team, int kN>

@@ -153,10 +153,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   };
   const auto for_own = [&](auto visit) {
     if (!owns_units) return;
-    FASTRNN_UNROLL
-    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-    for (int v = 0; v < V; ++v) FASTRNN_UNROLL
-    for (int j = 0; j < 2; ++j) visit(n, v, j);
+    unrolled<kN, V, 2>(visit);
   };
   const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
   const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
@@ -235,13 +232,11 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       }
     });
     if (step + 1 < samples.longest) {
-      if (owns_units) {
-        FASTRNN_UNROLL
-        for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-        for (int v = 0; v < V; ++v)
+      if (owns_units)
+        unrolled<kN, V>([&](int n, int v) {
           team.publish(step + 1, n, unit_of(v), unit_of(v) < H, operand(state[n][v][0].h, mask[n][v][0]),
                        operand(state[n][v][1].h, mask[n][v][1]));
-      }
+        });
       team.published();
     }
 

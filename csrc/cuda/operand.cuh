@@ -30,6 +30,22 @@ struct Lane {
   }
 };
 
+// Calls visit with every index, or every combination of indices, written out one after another: so that arrays indexed by them
+// stay in registers.
+template <int kCount, typename Visit>
+FASTRNN_DEVICE void unrolled(Visit visit) {
+  FASTRNN_UNROLL
+  for (int i = 0; i < kCount; ++i) visit(i);
+}
+template <int kFirst, int kSecond, typename Visit>
+FASTRNN_DEVICE void unrolled(Visit visit) {
+  unrolled<kFirst>([&](int i) { unrolled<kSecond>([&](int j) { visit(i, j); }); });
+}
+template <int kFirst, int kSecond, int kThird, typename Visit>
+FASTRNN_DEVICE void unrolled(Visit visit) {
+  unrolled<kFirst>([&](int i) { unrolled<kSecond, kThird>([&](int j, int k) { visit(i, j, k); }); });
+}
+
 // A weight row that does not exist (a tail) is null and reads as zeros.
 template <typename Scalar>
 struct RowPair {
@@ -119,7 +135,7 @@ struct Tensor {
           FASTRNN_UNROLL
           for (int j = 0; j < kPerWord; ++j) {
             const int index = i * kPerWord + j;
-            pair[j] = first + index < num_columns ? from[index * stride] : Scalar(0.0f);
+            pair[j] = first + index < num_columns ? from[index * stride] : Number::operand(0.0f);
           }
           memcpy(&word[i], pair, 4);
           word[i] = Number::rounded_word(word[i]);

@@ -42,10 +42,7 @@ class WarpWeights {
   // sum[n][tile] = weights * x[n]; `x` is [kN][rows of X][kTileBatch].
   template <int kN>
   FASTRNN_DEVICE void multiply(Acc (&sum)[kN][kTiles][4], const Element* x, int rows_of_x) const {
-    FASTRNN_UNROLL
-    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) FASTRNN_UNROLL
-    for (int i = 0; i < 4; ++i) sum[n][tile][i] = 0;
+    unrolled<kN, kTiles, 4>([&](int n, int tile, int i) { sum[n][tile][i] = 0; });
     const auto add = [&](int chunk, auto weights_of) {
       typename Op::Inputs inputs[kN];
       FASTRNN_UNROLL
@@ -100,22 +97,18 @@ FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, 
     const int index = ((of_split - 1) * tiling.unit_warps + unit_warp) * kN * kTiles + n * kTiles + tile;
     return reinterpret_cast<Sums*>(partial)[index * kWarp + lane];
   };
-  FASTRNN_UNROLL
-  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    if (split == 0) continue;
-    const Acc(&own)[4] = sum[n][tile];
-    place(split, n, tile) = {{own[0], own[1], own[2], own[3]}};
-  }
+  if (split != 0)
+    unrolled<kN, kTiles>([&](int n, int tile) {
+      const Acc(&own)[4] = sum[n][tile];
+      place(split, n, tile) = {{own[0], own[1], own[2], own[3]}};
+    });
   __syncthreads();
   if (split != 0) return;
-  for (int other = 1; other < tiling.splits; ++other) FASTRNN_UNROLL
-  for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const Sums sums = place(other, n, tile);
-    FASTRNN_UNROLL
-    for (int i = 0; i < 4; ++i) sum[n][tile][i] += sums.value[i];
-  }
+  for (int other = 1; other < tiling.splits; ++other)
+    unrolled<kN, kTiles>([&](int n, int tile) {
+      const Sums sums = place(other, n, tile);
+      unrolled<4>([&](int i) { sum[n][tile][i] += sums.value[i]; });
+    });
 }
 
 }  // namespace fastrnn::cuda

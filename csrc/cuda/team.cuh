@@ -84,10 +84,10 @@ class TeamBase {
 
   // The sum over a warp's units of each of its samples, in the lanes whose group is 0.
   FASTRNN_DEVICE static void add_groups(double (&value)[kN][2]) {
-    FASTRNN_UNROLL
-    for (int n = 0; n < kN; ++n) FASTRNN_UNROLL
-    for (int j = 0; j < 2; ++j) FASTRNN_UNROLL
-    for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
+    unrolled<kN, 2>([&](int n, int j) {
+      FASTRNN_UNROLL
+      for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
+    });
   }
 
   // Every warp's sums to shared memory [unit_warps][kSamples]; the warps of other splits own no units.

@@ -1,0 +1,123 @@
+"""Which kernel plan runs a shape, and why: ``fastrnn.explain``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import backends
+from fastrnn.reference import CELLS
+
+if TYPE_CHECKING:
+    from fastrnn import _C
+    from fastrnn.base import RNNBase
+
+_SCALARS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as csrc/params.h numbers them
+
+
+def device_limits(device: torch.device) -> _C.DeviceLimits:
+    """What a plan has to know of a CUDA device."""
+    from fastrnn import _C
+
+    properties = torch.cuda.get_device_properties(device)
+    clusters = 0 if properties.major < 9 else 16 if properties.major < 12 else 8
+    return _C.DeviceLimits(
+        properties.major,
+        properties.minor,
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+        clusters,
+    )
+
+
+def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:
+    """A line per pass; all layers run the same plan, since the recurrence does not see their inputs."""
+    from fastrnn import _C
+
+    allowed = os.environ.get("FASTRNN_PLANS", "")
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    lines = []
+    for backward in (False, True):
+        request = _C.PlanRequest(
+            cell=CELLS.index(rnn.mode.lower()),
+            scalar=_SCALARS.index(dtype),
+            steps=steps,
+            batch=batch,
+            hidden_size=rnn.hidden_size,
+            state_size=rnn.proj_size or rnn.hidden_size,
+            directions=2 if rnn.bidirectional else 1,
+            backward=backward,
+            takes_norm=rnn.record_state_grad_norms
+            or (rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"),
+            allows_tf32=tf32,
+            wanted="" if allowed == "all" else allowed,
+            all_plans=allowed == "all",
+        )
+        plan = _C.plan(request, limits)
+        lines.append(f"{'backward' if backward else 'forward '}  {plan['text']}")
+        others = [other for other in _C.all_plans(request, limits) if other["team"] != plan["team"]]
+        if others:
+            lines.append(f"          next best: {others[0]['team']}, {others[0]['step_us']:.2f} us a step")
+    if not allowed:
+        lines.append(
+            "cluster and grid plans wait between blocks; they run with FASTRNN_PLANS=all until a committed run of "
+            "benchmarks/gpu_check.sh on this architecture has shown them free of hangs"
+        )
+    return lines
+
+
+def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
+    """Which kernels run ``rnn(x)``, and why.
+
+    Args:
+        rnn: a :class:`fastrnn.RNN`, :class:`fastrnn.LSTM` or :class:`fastrnn.GRU`.
+        x: an input of it, batched, unbatched or packed; only its shape, dtype and device are read.
+
+    Returns:
+        Lines of text: the backend; on a GPU the plan of forward and backward, how it divides the work, and the predicted time
+        a step with what bounds it. Predictions stand on published latencies, not on a run of your GPU.
+
+    Raises:
+        TypeError: ``rnn`` is no fastrnn module, or ``x`` no tensor or PackedSequence.
+        RuntimeError: the chosen backend does not run on x's device.
+    """
+    from fastrnn.base import RNNBase, autocast_dtype
+
+    if not isinstance(rnn, RNNBase):
+        raise TypeError(f"explain: rnn should be a fastrnn.RNN, LSTM or GRU, got {type(rnn).__name__}")
+    if isinstance(x, PackedSequence):
+        data, steps, batch = x.data, x.batch_sizes.numel(), int(x.batch_sizes[0])
+    elif isinstance(x, Tensor):
+        if x.dim() not in (2, 3):
+            raise ValueError(f"explain: x should be 2-D or 3-D, got {x.dim()}-D")
+        data = x
+        steps, batch = (x.size(0), 1) if x.dim() == 2 else (x.size(0), x.size(1))
+        if x.dim() == 3 and rnn.batch_first:
+            steps, batch = batch, steps
+    else:
+        raise TypeError(f"explain: x should be a tensor or a PackedSequence, got {type(x).__name__}")
+    backend = backends.resolve(data.device)
+    dtype = autocast_dtype(data)
+    lines = [
+        f"{type(rnn).__name__}, {rnn.num_layers} layer{'s' if rnn.num_layers > 1 else ''}, hidden_size "
+        f"{rnn.hidden_size}, {steps} steps of {batch} sample{'s' if batch != 1 else ''} in {str(dtype).split('.')[1]}"
+    ]
+    if backend == "reference":
+        lines.append("reference: plain torch operations, step by step")
+    elif backend == "cpu":
+        lines.append(
+            f"cpu: one parallel region for the whole sequence, {torch.ops.fastrnn.cpu_isa()} kernels, up to "
+            f"{torch.get_num_threads()} threads"
+        )
+    else:
+        from fastrnn import _C
+
+        limits = device_limits(data.device) if backend == "cuda" else _C.DeviceLimits(9, 0, 132, 232448, 16)
+        where = torch.cuda.get_device_name(data.device) if backend == "cuda" else "an emulated H100"
+        lines.append(f"{backend}: on {where}")
+        lines.extend(_layer_plans(rnn, dtype, steps, batch, limits))
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""Every plan of the CUDA kernels, forced by name: right to the error of its arithmetic, the same to the bit whatever the schedule, and
+refused or passed over where a device cannot run it."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from cases import Case, make_layer
+from compare import assert_bit_equal, assert_error_ratio, gradients
+from conftest import BACKENDS
+
+from fastrnn import recording
+
+KERNELS = [name for name in ("emulated", "cuda") if name in BACKENDS]
+PLANS = ("block", "stepwise", "cluster", "grid")
+ARITHMETICS = {
+    "float64": torch.float64, "float32": torch.float32, "tf32": torch.float32,
+    "float16": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+CHOICES = {
+    "cell": ("rnn_tanh", "rnn_relu", "lstm", "gru"),
+    "layout": ("padded", "lengths", "packed"),
+    "directions": (1, 2),
+    "site": (None, "state", "candidate"),
+    "hidden_size": (1, 7, 50, 96),
+    "batch": (1, 3, 10, 33),
+    "clip": (None, "norm", "value"),
+}
+
+pytestmark = pytest.mark.skipif(not KERNELS, reason="no backend with CUDA kernels")
+
+
+def chosen_cases() -> list:
+    """(plan, arithmetic, case, clip): all plans and arithmetics; of the other choices all pairs, drawn once."""
+    draw = random.Random(0)
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(CHOICES, 2) for x in CHOICES[a] for y in CHOICES[b]}
+    drawn = []
+    while missing:
+        tries = [{name: draw.choice(values) for name, values in CHOICES.items()} for _ in range(40)]
+        tries = [t for t in tries if not (t["cell"].startswith("rnn") and t["site"] == "candidate")]
+        best = max(tries, key=lambda t: sum(pair in missing for pair in itertools.combinations(t.items(), 2)))
+        found = set(itertools.combinations(best.items(), 2))
+        if not found & missing:  # what is left does not exist
+            break
+        missing -= found
+        drawn.append(best)
+    combinations = [
+        (plan, arithmetic)
+        for plan in PLANS
+        for arithmetic in ARITHMETICS
+        if (plan, arithmetic) != ("cluster", "float64")
+    ]
+    count = max(len(drawn), 2 * len(combinations))
+    result = []
+    for (plan, arithmetic), choice in zip(itertools.cycle(combinations), itertools.cycle(drawn)):
+        rest = dict(choice)
+        clip = rest.pop("clip")
+        result.append(
+            pytest.param(plan, arithmetic, Case(**rest, steps=5), clip, id=f"{plan}-{arithmetic}-{Case(**rest)}-{clip}")
+        )
+        if len(result) == 3 * count:
+            return result
+    return result
+
+
+def run(layer, backend, plan="", clip=None):
+    inputs = layer.require_grad()
+    slot = torch.zeros(1)
+    outputs = layer.apply(backend, *inputs, plan=plan, clip_mode=clip, clip_threshold=0.3, slot=slot, record_key=987654)
+    outputs = [layer.padded(outputs[0]), *outputs[1:]]
+    grads = gradients(outputs, inputs)
+    recorded = recording.recorded(987654)
+    return [*outputs, *grads, recorded.norms], recorded.clipped
+
+
+def names_of(layer):
+    finals = ["h_n", "c_n"] if layer.c0 is not None else ["h_n"]
+    return ["y", *finals, *(f"gradient of {name}" for name in layer.names()), "norms"]
+
+
+def small_weights(case, dtype, device, seed=0):
+    layer = make_layer(case, torch.float64, device, seed)
+    layer.weights = [w * case.hidden_size**-0.5 for w in layer.weights]
+    return layer.to(dtype)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("plan", "arithmetic", "case", "clip"), chosen_cases())
+def test_errors_are_those_of_the_arithmetic(kernels, plan, arithmetic, case, clip):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    dtype = ARITHMETICS[arithmetic]
+    # a rounding that turns a relu on or off makes its gradient jump: numbers on which none does
+    for seed in range(50):
+        layer = small_weights(case, dtype, device, seed)
+        exact, exact_clipped = run(layer.to(torch.float64), "reference", clip=clip)
+        low = layer.to(torch.float16) if arithmetic == "tf32" else layer  # as many bits as tf32 has
+        plain, plain_clipped = run(low, "reference", clip=clip)
+        if (case.cell != "rnn_relu" or (plain[0] > 0).equal(exact[0] > 0)) and plain_clipped.equal(exact_clipped):
+            break
+    else:
+        pytest.fail("no seed")
+    ours, clipped = run(layer, kernels, plan + ("+tf32" if arithmetic == "tf32" else ""), clip)
+    assert clipped.equal(exact_clipped)
+    for name, our, low, true in zip(names_of(layer), ours, plain, exact, strict=True):
+        assert our.isfinite().all()
+        assert_error_ratio(our, low.to(dtype) if arithmetic != "tf32" else low.float(), true.double(), 3, name)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    layer = small_weights(
+        Case(cell, "lengths", directions=2, site="state", steps=4, batch=10, hidden_size=50), torch.bfloat16, device
+    )
+    runs = []
+    for seed in (1, 2**20, 2**40):
+        if kernels == "emulated":
+            torch.ops.fastrnn_emulated.set_seed(seed)
+        runs.append(run(layer, kernels, plan, "norm"))
+    assert_bit_equal(runs[1], runs[0])
+    assert_bit_equal(runs[2], runs[0])
+
+
+@pytest.mark.parametrize("hidden", [300, 650])
+@pytest.mark.parametrize("plan", ["stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_large_layers_split_columns_over_warps_and_units_over_blocks(kernels, plan, hidden):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    layer = small_weights(Case("lstm", steps=2, batch=3, hidden_size=hidden), torch.bfloat16, device)
+    exact, _ = run(layer.to(torch.float64), "reference")
+    plain, _ = run(layer, "reference")
+    ours, _ = run(layer, kernels, plan)
+    for name, our, low, true in zip(names_of(layer), ours, plain, exact, strict=True):
+        assert_error_ratio(our, low, true, 3, name)
+
+
+@pytest.fixture
+def device_of():
+    """Chooses the emulated device; afterwards it is the usual one again."""
+    yield torch.ops.fastrnn_emulated.use_device
+    torch.ops.fastrnn_emulated.use_device("H100")
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize(
+    ("name", "plan", "message"),
+    [
+        ("A100", "cluster", "the device has no thread block clusters"),
+        ("old", "block", "it needs compute capability 8.0 or later"),
+        ("tiny", "grid", "has more blocks than the device can run at once"),
+        ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "portable"'),
+    ],
+)
+def test_a_device_that_cannot_run_a_plan_says_so_and_the_next_call_works(device_of, name, plan, message):
+    layer = small_weights(Case("lstm", hidden_size=300, steps=2), torch.bfloat16, "cpu")
+    device_of(name)
+    with pytest.raises(ValueError, match=".") as error:
+        run(layer, "emulated", plan)
+    assert message in str(error.value)
+    expected, _ = run(layer, "reference")
+    ours, _ = run(layer, "emulated")
+    torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize("name", ["H100", "A100", "RTX 4090", "tiny", "old"])
+def test_every_device_runs_every_layer_by_some_plan(device_of, monkeypatch, name):
+    device_of(name)
+    for allowed in ("", "all"):
+        monkeypatch.setenv("FASTRNN_PLANS", allowed)
+        for hidden in (20, 200):
+            layer = small_weights(
+                Case("gru", "lengths", directions=2, batch=10, hidden_size=hidden), torch.float16, "cpu"
+            )
+            expected, _ = run(layer, "reference")
+            ours, _ = run(layer, "emulated")
+            torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.02)

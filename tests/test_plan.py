@@ -1,0 +1,156 @@
+"""The plan (csrc/plan.h) on devices that are not here: what is chosen, what is refused and why. No GPU is needed."""
+
+import pytest
+
+from fastrnn import _library
+
+_C = pytest.importorskip("fastrnn._C")
+
+DEVICES = {  # major, minor, multiprocessors, shared memory of a block, largest cluster
+    "A100": (8, 0, 108, 166912, 0),
+    "RTX 3060": (8, 6, 28, 101376, 0),
+    "RTX 4090": (8, 9, 128, 101376, 0),
+    "H100": (9, 0, 132, 232448, 16),
+    "B200": (10, 0, 148, 232448, 16),
+    "RTX 5090": (12, 0, 170, 101376, 8),
+    "T4": (7, 5, 40, 65536, 0),
+}
+CELLS = {"rnn": 0, "lstm": 2, "gru": 3}
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+SCALARS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+REGISTERS = 65536  # of a multiprocessor; a block has 256 threads of at most 255
+
+
+def device(name: str):
+    return _C.DeviceLimits(*DEVICES[name])
+
+
+def request(cell="lstm", scalar="bfloat16", batch=16, hidden=512, steps=100, state=None, **options):
+    return _C.PlanRequest(
+        cell=CELLS[cell], scalar=SCALARS[scalar], steps=steps, batch=batch, hidden_size=hidden,
+        state_size=state or hidden, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("scalar", SCALARS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_plan_covers_the_layer_and_fits_the_device(name, scalar, cell):
+    major, _, multiprocessors, shared, largest_cluster = DEVICES[name]
+    for hidden in (1, 7, 50, 64, 128, 200, 256, 300, 512, 650, 768, 1024, 1150, 2048, 4096):
+        for batch in (1, 3, 8, 10, 33, 128, 1000):
+            for backward in (False, True):
+                for tf32 in {False, scalar == "float32"}:
+                    plans = _C.all_plans(
+                        request(
+                            cell,
+                            scalar,
+                            batch,
+                            hidden,
+                            directions=2,
+                            backward=backward,
+                            allows_tf32=tf32,
+                            all_plans=True,
+                        ),
+                        device(name),
+                    )
+                    assert plans
+                    for plan in plans:
+                        if plan["team"] == "portable":
+                            continue
+                        assert major >= 8
+                        check_covers(plan, cell, hidden, batch, backward)
+                        assert plan["shared_bytes"] <= shared
+                        if plan["team"] == "cluster":
+                            assert scalar != "float64" and plan["team_size"] <= largest_cluster
+                        if plan["team"] == "grid":
+                            assert plan["team_size"] <= multiprocessors
+                        if plan["team"] == "block":
+                            assert plan["team_size"] == 1
+
+
+def check_covers(plan, cell, hidden, batch, backward):
+    assert plan["unit_warps"] * plan["splits"] == 8
+    # every unit has a warp, and no block is without units: it would not keep up with the others
+    of_warp = 16 if backward or cell != "lstm" else 16 if plan["team"] == "block" else 8
+    of_block = of_warp * plan["unit_warps"]
+    assert plan["team_size"] * of_block >= hidden > (plan["team_size"] - 1) * of_block
+    # every column of the weights has a warp
+    columns = hidden * (GATES[cell] if backward else 1)
+    assert plan["splits"] * plan["chunks"] * 32 >= columns or plan["chunks"] * plan["splits"] * 2 >= columns
+    assert plan["num_teams"] * plan["samples"] >= 2 * batch
+    assert 0 <= plan["shared_chunks"] <= plan["chunks"]
+
+
+@pytest.mark.parametrize("name", [name for name in DEVICES if name != "T4"])
+def test_blocks_that_wait_for_each_other_are_chosen_only_where_that_is_proven_or_allowed(name):
+    waiting = {"cluster", "grid"}
+    for hidden in (64, 512, 1024):
+        safe = _C.all_plans(request(hidden=hidden), device(name))
+        assert not waiting & {plan["team"] for plan in safe}
+        allowed = _C.all_plans(request(hidden=hidden, all_plans=True), device(name))
+        if hidden == 512:
+            assert waiting & {plan["team"] for plan in allowed}
+
+
+def test_the_fastest_is_chosen():
+    plans = _C.all_plans(request(all_plans=True), device("H100"))
+    assert [plan["step_us"] for plan in plans] == sorted(plan["step_us"] for plan in plans)
+    assert _C.plan(request(all_plans=True), device("H100")) == plans[0]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "expected"),
+    [(64, 16, "block"), (128, 32, "block"), (256, 16, "cluster"), (512, 16, "cluster"), (1024, 32, "grid")],
+)
+def test_a_hopper_gets_the_team_that_holds_the_weights(hidden, batch, expected):
+    for cell in CELLS:
+        if cell == "rnn" and hidden > 128:
+            continue  # few weights: other teams may be as fast
+        plan = _C.plan(request(cell, hidden=hidden, batch=batch, all_plans=True), device("H100"))
+        assert plan["team"] == expected, plan["text"]
+
+
+def test_weights_that_do_not_fit_on_chip_are_left_to_stepwise():
+    for name in ("A100", "H100", "RTX 4090"):
+        plan = _C.plan(request(hidden=8192, batch=8, all_plans=True), device(name))
+        assert plan["team"] == "stepwise", plan["text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [
+        ({"wanted": "block", "hidden": 512}, "H100", "hidden_size 512 has more units than 1 block can own"),
+        ({"wanted": "cluster"}, "A100", "the device has no thread block clusters"),
+        ({"wanted": "cluster", "scalar": "float64", "hidden": 64}, "H100", "float64 has no cluster kernels"),
+        ({"wanted": "grid", "state": 128}, "H100", "proj_size runs with the portable plan alone"),
+        ({"wanted": "stepwise"}, "T4", "it needs compute capability 8.0 or later"),
+        ({"wanted": "stepwise", "batch": 2**31 - 8}, "H100", "steps, batch or hidden_size do not fit in 32 bits"),
+        ({"wanted": "fast"}, "H100", 'plan is "fast", expected "block", "cluster", "grid", "stepwise" or "portable"'),
+    ],
+)
+def test_a_plan_that_cannot_run_says_why(options, name, message):
+    with pytest.raises(ValueError, match=".") as error:
+        _C.plan(request(**options), device(name))
+    assert message in str(error.value)
+
+
+def test_huge_sizes_do_not_overflow():
+    plan = _C.plan(request(batch=2**33, steps=2**33), device("H100"))
+    assert plan["team"] == "portable"
+    plan = _C.plan(request(batch=2**20, hidden=64), device("H100"))
+    assert plan["num_teams"] * plan["samples"] >= 2**20
+
+
+def test_the_text_names_the_team_and_what_bounds_it():
+    plan = _C.plan(request(wanted="cluster"), device("H100"))
+    assert plan["text"].startswith("cluster, 16-bit tensor cores, ")
+    assert f"{plan['step_us']:.2f} us a step" in plan["text"]
+    assert "cluster barrier" in plan["bound"] and "exchange" in plan["bound"]
+
+
+@pytest.mark.skipif(_library.build_info() is None, reason="not built")
+def test_normed_steps_cost_one_more_barrier():
+    plain = _C.plan(request(wanted="grid", backward=True), device("H100"))
+    normed = _C.plan(request(wanted="grid", backward=True, takes_norm=True), device("H100"))
+    assert normed["step_us"] > plain["step_us"]
