@@ -231,7 +231,7 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     candidates.push_back({Team::kStepwise, tiles, 0});
     for (int size : {2, 4, 8, 16})
       if (size <= device.max_cluster_size) candidates.push_back({Team::kCluster, tiles, size});
-    for (int size = device.multiprocessors; size >= 8; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
+    for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
   }
   if (device.max_cluster_size == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
   for (const Candidate& candidate : candidates) {
