@@ -1,0 +1,125 @@
+"""Reads the machine code of the CUDA library: how many kernels it holds, how large it is, and what their inner loops are made of.
+
+    python .ci/check_library.py LIBRARY [--out FILE.json]
+
+Fails where it holds too much, or where a kernel of the tensor cores has no matrix instruction. With ``--out`` the table is
+written as JSON and, beside it, as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+MAX_KERNELS = 220  # of an architecture
+MAX_BYTES = 40 << 20
+
+INSTRUCTIONS = {  # what is counted: a name, and how the instruction begins
+    "matrix": ("HMMA", "DMMA", "IMMA"),
+    "multiply-add": ("FFMA", "DFMA", "HFMA2"),
+    "shared 16 B load": ("LDS.128", "LDSM"),
+    "global 16 B load": ("LDG.E.128", "LDGSTS.E.BYPASS.128"),
+    "push to peer": ("STAS", "ST.E.ASYNC"),
+    "local memory": ("LDL", "STL"),
+}
+
+
+def cuobjdump() -> str | None:
+    """The toolkit's, or the one that triton brings."""
+    found = shutil.which("cuobjdump") or shutil.which(f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/cuobjdump")
+    if found:
+        return found
+    for folder in sys.path:
+        path = Path(folder) / "triton/backends/nvidia/bin/cuobjdump"
+        if path.is_file():
+            return str(path)
+    return None
+
+
+def readable(names: list[str]) -> list[str]:
+    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return [re.sub(r"fastrnn::cuda::|\(.*|^void ", "", name) for name in result.stdout.split("\n")]
+
+
+def kernels(tool: str, library: Path) -> dict[str, dict[str, Counter[str]]]:
+    """Per architecture and kernel, how often each kind of instruction stands in it."""
+    process = subprocess.Popen([tool, "--dump-sass", str(library)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
+    arch, counts = "", Counter[str]()
+    instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ |@!?UPT |@!?PT )?([A-Z0-9_.]+)")
+    for line in process.stdout:
+        if match := re.match(r"\s*(?:arch = |\.target\s+)(sm_\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            counts = found[arch].setdefault(match[1], Counter())
+        elif match := instruction.match(line):
+            counts["all"] += 1
+            for kind, beginnings in INSTRUCTIONS.items():
+                if match[1].startswith(beginnings):
+                    counts[kind] += 1
+    if process.wait():
+        sys.exit(f"{tool} could not read {library}")
+    return found
+
+
+def table(found: dict[str, dict[str, Counter[str]]]) -> list[dict[str, Any]]:
+    rows = []
+    for arch, of_arch in sorted(found.items()):
+        for name, counts in zip(readable(list(of_arch)), of_arch.values(), strict=False):
+            rows.append({"arch": arch, "kernel": name, **{kind: counts[kind] for kind in ("all", *INSTRUCTIONS)}})
+    return sorted(rows, key=lambda row: (row["arch"], row["kernel"]))
+
+
+def complaints(rows: list[dict[str, Any]], size: int) -> list[str]:
+    result = []
+    if size > MAX_BYTES:
+        result.append(f"the library has {size / 2**20:.1f} MB, at most {MAX_BYTES >> 20} are allowed")
+    for arch, count in sorted(Counter(row["arch"] for row in rows).items()):
+        print(f"{arch}: {count} kernels")
+        if count > MAX_KERNELS:
+            result.append(f"{arch} has {count} kernels, at most {MAX_KERNELS} are allowed")
+    for row in rows:
+        uses_tensor_cores = "Tensor<" in row["kernel"] and row["all"] > 64  # a stub of an older architecture is shorter
+        if uses_tensor_cores and not row["matrix"]:
+            result.append(f"{row['kernel']} for {row['arch']} has no matrix instruction")
+    return result
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    kinds = ["all", *INSTRUCTIONS]
+    lines = ["| arch | kernel | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
+    lines += [f"| {r['arch']} | `{r['kernel']}` | " + " | ".join(str(r[k]) for k in kinds) + " |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    size = arguments.library.stat().st_size
+    print(f"{arguments.library.name}: {size / 2**20:.1f} MB")
+    tool = cuobjdump()
+    if tool is None:
+        print("no cuobjdump here: the machine code was not read")
+        return int(size > MAX_BYTES)
+    rows = table(kernels(tool, arguments.library))
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"bytes": size, "kernels": rows}, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(markdown(rows))
+    wrong = complaints(rows, size)
+    print("\n".join(wrong))
+    return 1 if wrong or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
