@@ -57,7 +57,7 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
   int registers = 0;
   if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
-    registers = batch_tiles == 1 ? 64 : 24;
+    registers = batch_tiles == 1 ? 48 : 0;
   } else {
     const int groups = lstm && team == Team::kBlock ? 2 : 1;
     facts = {request.shape.hidden_size, groups * (lstm ? 8 : 16), groups * (lstm ? 2 : gates), 0};

@@ -31,7 +31,7 @@ struct BackwardRows {
 
 // Registers of a thread that hold weights: what the rest of the kernel leaves free.
 template <int kN>
-constexpr int kBackwardRegisters = kN == 1 ? 64 : 24;
+constexpr int kBackwardRegisters = kN == 1 ? 48 : 0;
 
 template <typename Op, typename Cell, typename Team>
 struct BackwardShared {
@@ -90,17 +90,18 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
   const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
 
+  // Read when it is needed, from L1: there are no registers to keep it in.
+  const auto mask = [&](int n, int v, int j) { return *at<Acc>(p.mask, state_at(samples.index[n][j], unit_of(v))); };
+
   // The part of r_t that does not go through the recurrent product, then r_t.
   State<Acc> r[kN][V][2];
-  Acc mask[kN][V][2];
   Acc bias[V][kSums];
-  unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}, mask[n][v][j] = 1; });
+  unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}; });
   unrolled<V, kSums>([&](int v, int i) { bias[v][i] = 0; });
   const bool resumes = tiling.begin > 0 || tiling.phase == Phase::kFromNorm;
   for_own([&](int n, int v, int j) {
-    const int64_t index = state_at(samples.index[n][j], unit_of(v));
-    if (p.mask) mask[n][v][j] = *at<Acc>(p.mask, index);
     if (!resumes) return;
+    const int64_t index = state_at(samples.index[n][j], unit_of(v));
     r[n][v][j].h = *at<Acc>(workspace.carried_h, index);
     if constexpr (Cell::kHasCell) r[n][v][j].c = *at<Acc>(workspace.carried_c, index);
   });
@@ -159,7 +160,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           add_splits<Acc, kN, 1>(sum, tiling, shared.partial);
           for_own([&](int n, int v, int j) {
             const Acc product = sum[n][0][v * 2 + j];
-            if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask[n][v][j] : product;
+            if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask(n, v, j) : product;
           });
         }
       }
@@ -232,7 +233,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           State<Acc> grad = r[n][v][j];
           grad.h += grad_y[n][v][j];
           Acc of_x[G], of_product[G];
-          const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
+          const Acc keep = p.mask && !masks_state ? mask(n, v, j) : Acc(1);
           r[n][v][j] =
               cell.backward(grad, gates[n][v][j], extra[n][v][j], prev[n][v][j], next[n][v][j], keep, of_x, of_product);
           unrolled<G>([&](int g) {
@@ -256,7 +257,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       if constexpr (Cell::kHasExtra) store(at<Scalar>(p.grad_n_h, row * H + unit), grad_n_h[n][v][j]);
       if (p.h_prev) {
         const Acc h = prev[n][v][j].h;
-        store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask[n][v][j] : h);
+        store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask(n, v, j) : h);
       }
     });
   }

@@ -16,6 +16,8 @@
 // The kernel's shared memory: one buffer whose size the launch decides.
 #define FASTRNN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
 #define FASTRNN_UNROLL _Pragma("unroll")
+// For loops whose length is known at run time: to the compiler's taste they would take more registers than there are.
+#define FASTRNN_NO_UNROLL _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 

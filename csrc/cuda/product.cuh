@@ -32,6 +32,7 @@ class WarpWeights {
         for (int tile = 0; tile < kTiles; ++tile) registers_[chunk][tile] = from_memory(chunk, tile);
       }
     }
+    FASTRNN_NO_UNROLL
     for (int chunk = kRegisterChunks; chunk < shared_end_; ++chunk) {
       FASTRNN_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) Op::to_shared(in_shared(chunk, tile), from_memory(chunk, tile));
@@ -62,8 +63,10 @@ class WarpWeights {
         add(chunk, [&](int tile) { return registers_[chunk][tile]; });
       }
     }
+    FASTRNN_NO_UNROLL
     for (int chunk = kRegisterChunks; chunk < shared_end_; ++chunk)
       add(chunk, [&](int tile) { return Op::from_shared(in_shared(chunk, tile)); });
+    FASTRNN_NO_UNROLL
     for (int chunk = shared_end_ > kRegisterChunks ? shared_end_ : kRegisterChunks; chunk < count_; ++chunk)
       add(chunk, [&](int tile) { return from_memory(chunk, tile); });
   }

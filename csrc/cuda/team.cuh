@@ -326,6 +326,7 @@ class ClusterTeam : public TeamBase<Op, kN_> {
       all.z = __shfl_sync(0xffffffffu, word, lane.group * 4 + 2);
       all.w = __shfl_sync(0xffffffffu, word, lane.group * 4 + 3);
       if (!valid) return;
+      FASTRNN_NO_UNROLL
       for (int peer = lane.quad; peer < tiling_.team_size; peer += 4)
         store_async(map_to_peer(row, peer), map_to_peer(barrier, peer), all);
     } else {
@@ -333,6 +334,7 @@ class ClusterTeam : public TeamBase<Op, kN_> {
       uint2 pair;
       memcpy(&pair.x, &first, 4);
       memcpy(&pair.y, &second, 4);
+      FASTRNN_NO_UNROLL
       for (int peer = 0; peer < tiling_.team_size; ++peer)
         store_async(map_to_peer(row + 2 * lane.quad, peer), map_to_peer(barrier, peer), pair);
     }
@@ -350,6 +352,7 @@ class ClusterTeam : public TeamBase<Op, kN_> {
       uint2 words;
       memcpy(&words, &sum, 8);
       double* part = parts + rank_ * Base::kSamples + threadIdx.x;
+      FASTRNN_NO_UNROLL
       for (int peer = 0; peer < tiling_.team_size; ++peer)
         store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
     }

@@ -13,6 +13,7 @@
 #define FASTRNN_DEVICE inline
 #define FASTRNN_SMEM(name) unsigned char* const name = ::fastrnn::emulator::self().block->shared_memory
 #define FASTRNN_UNROLL
+#define FASTRNN_NO_UNROLL
 
 namespace fastrnn::emulator {
 
