@@ -14,8 +14,9 @@ Four ways to train, from the same parameters, on the same batches, with Adam at 
 - fastrnn.RNN with ``state_grad_clip``: what goes back from one step to the one before is kept short at each step, so it never
   grows, and each step is heard.
 
-With ``--length 1000`` the gradient still fits into float32 and only its sum of squares does not. Then torch's clip multiplies
-every gradient by 1 / infinity and training stands still, while fastrnn's clip of the parameters' norm works as well.
+With ``--length 1000`` the gradient still fits into float32 and only its sum of squares does not. Then torch's clip divides by an
+infinite norm and training all but stands still (51 % at the end, mean of two seeds, at 0.01), fastrnn's clip of the parameters'
+norm works (100 % at 0.01, 91 % at 0.003), and clipping through time does at both (100 %).
 """
 
 from __future__ import annotations

@@ -109,6 +109,11 @@ def test_a_parameter_given_twice_counts_twice_as_in_torch():
     expected = nn.utils.clip_grad_norm_([twin.weight, twin.weight, twin.bias], 0.5)
     torch.testing.assert_close(fastrnn.clip_grad_norm_(weights, 0.5), expected)
     torch.testing.assert_close(model[2].weight.grad, twin.weight.grad)
+    large = [nn.Parameter(torch.zeros(400_000)) for _ in range(2)]  # for several threads at once
+    large[0].grad, large[1].grad = torch.ones(400_000), torch.ones(400_000)
+    nn.utils.clip_grad_norm_([large[0]] * 2, 0.5)
+    fastrnn.clip_grad_norm_([large[1]] * 2, 0.5)
+    torch.testing.assert_close(large[1].grad, large[0].grad)
 
 
 def test_any_dense_layout_and_strided_views():

@@ -199,24 +199,16 @@ def bench(out: Path) -> None:
     if not gpu()["gpu"]:
         print("bench: there is no GPU here")
         return
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.run",
-        "--device",
-        "cuda",
-        "--suite",
-        "headline,features",
-        "--rounds",
-        "5",
-    ]
-    for name, dtype, plans in (
-        ("bench-all-plans", "float16", "all"),
-        ("bench-default", "float16", ""),
-        ("bench-float32-all-plans", "float32", "all"),
+    command = [sys.executable, "-m", "benchmarks.run", "--device", "cuda", "--rounds", "5"]
+    features, clipping = ["--suite", "headline,features"], ["--suite", "clipping", "--cells", "lstm"]
+    for name, what, dtype, plans in (
+        ("bench-all-plans", features, "float16", "all"),
+        ("bench-default", features, "float16", ""),
+        ("bench-clipping", clipping, "float32", ""),
+        ("bench-float32-all-plans", features, "float32", "all"),
     ):
         status, output = run(
-            [*command, "--dtype", dtype, "--out", str(out / f"{name}.json")],
+            [*command, *what, "--dtype", dtype, "--out", str(out / f"{name}.json")],
             600,
             out / f"{name}.log",
             FASTRNN_PLANS=plans,
