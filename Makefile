@@ -3,6 +3,7 @@
 # make test-slow  the tests that build the package anew or train the demo, too
 # make lint    formatting, ruff and mypy
 # make format  formats the code
+# make docs    the API reference, from the docstrings, in build/docs
 #
 # Each makes .venv if it is missing, installs what is needed, and builds again when sources have changed. FASTRNN_CUDA,
 # TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME reach the build (setup.py).
@@ -22,7 +23,7 @@ BUILD := $(BIN)/python -m pip install --disable-pip-version-check --verbose --no
 # The demo takes the test's build where there is one: it holds no less.
 DEMO_BUILD := $(or $(wildcard $(VENV)/built-for-test),$(VENV)/built-for-demo)
 
-.PHONY: demo test test-slow lint format build-test clean
+.PHONY: demo test test-slow lint format docs build-test clean
 
 demo: $(DEMO_BUILD)
 	$(BIN)/python -m examples.sentiment
@@ -45,6 +46,9 @@ format: $(VENV)/ready
 	$(BIN)/clang-format -i $(CPP_FILES)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/reference.py build/docs
 
 clean:
 	rm -rf $(VENV) build fastrnn/*.so *.egg-info

@@ -1,0 +1,63 @@
+"""README.md: its numbers are those of committed results, its files exist, its example runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrnn
+from benchmarks import readme
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+# A number with a unit of speed, time, size or share: what a benchmark would give.
+MEASURED = re.compile(r"\d+(?:\.\d+)?\s?(?:x|times|%|ms|µs|us|s|seconds|minutes|GB/s|TFLOP|GFLOP)(?![\w(])")
+
+
+def test_the_results_are_those_of_the_committed_files():
+    assert readme.written(TEXT) == TEXT, "python -m benchmarks.readme"
+
+
+def test_no_measured_number_stands_outside_of_the_generated_results():
+    before, rest = TEXT.split(readme.BEGIN)
+    after = rest.split(readme.END)[1]
+    prose = re.sub(r"```.*?```", "", before + after, flags=re.DOTALL)
+    assert MEASURED.findall(prose) == []
+    assert MEASURED.findall("12x faster, 3.5 ms, 80%") == ["12x", "3.5 ms", "80%"]  # the pattern sees what it should
+
+
+def test_every_linked_file_exists():
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"):
+        path = ROOT / document
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_examples_run_as_they_stand(code):
+    names: dict = {"model": torch.nn.Sequential(torch.nn.LSTM(3, 4))}
+    exec(code, names)
+    assert "fastrnn" in names
+
+
+def test_the_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:csrc|fastrnn|tests|benchmarks|\.ci)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_reference_is_generated_and_has_every_public_name(tmp_path):
+    pytest.importorskip("pdoc")
+    subprocess.run([sys.executable, "docs/reference.py", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    page = (tmp_path / "fastrnn.html").read_text()
+    for name in fastrnn.__all__:
+        assert getattr(fastrnn, name).__doc__, name
+        assert f'id="{name}"' in page or (tmp_path / "fastrnn" / f"{name}.html").exists(), name
+    prose = "".join(re.findall(r'<div class="docstring">(.*?)</div>', page, re.DOTALL))
+    assert "Gal &amp; Ghahramani" in prose
+    assert ":class:" not in prose
