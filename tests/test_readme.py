@@ -38,11 +38,33 @@ def test_every_linked_file_exists():
                 assert (path.parent / target).exists(), f"{document} links to {target}"
 
 
+class LastState(torch.nn.Module):
+    """A model around a fastrnn layer, for the examples that take the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = fastrnn.LSTM(3, 4, record_state_grad_norms=True)
+
+    def forward(self, x):
+        return self.rnn(x)[1][0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # there may be no GPU for autocast and GradScaler
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_examples_run_as_they_stand(code):
-    names: dict = {"model": torch.nn.Sequential(torch.nn.LSTM(3, 4))}
+    model = LastState() if "batches" in code else torch.nn.Sequential(torch.nn.LSTM(3, 4))
+    names: dict = {
+        "torch": torch,
+        "fastrnn": fastrnn,
+        "model": model,
+        "rnn": getattr(model, "rnn", None),
+        "batches": [(torch.randn(5, 2, 3), torch.randn(1, 2, 4))],
+        "loss_function": torch.nn.functional.mse_loss,
+    }
     exec(code, names)
-    assert "fastrnn" in names
+    if "batches" in code:
+        assert names["rnn"].state_grad_norms.shape == (1, 5, 2)
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_files_that_contributing_names_exist():
