@@ -59,7 +59,7 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
                   "num_teams"_a = plan.num_teams, "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch,
                   "unit_warps"_a = tiling.unit_warps, "splits"_a = tiling.splits, "chunks"_a = tiling.chunks,
                   "shared_chunks"_a = tiling.shared_chunks, "shared_bytes"_a = plan.shared_bytes,
-                  "step_us"_a = plan.step_us, "bound"_a = plan.bound, "text"_a = fastrnn::describe(plan));
+                  "step_us"_a = plan.step_us, "bound"_a = fastrnn::bound(plan), "text"_a = fastrnn::describe(plan));
 }
 
 fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,

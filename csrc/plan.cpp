@@ -145,40 +145,28 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   const double samples = candidate.batch_tiles * kTileBatch;
   const double columns = double(tiling.chunks) * operand.chunk;  // of a warp
   const double exchange_bytes = double(kernel.columns) * samples * operand.element_bytes;
-  struct Part {
-    const char* name;
-    double us;
-  };
-  std::vector<Part> parts = {
+  plan.costs = {{
       {"multiply-adds", kWarps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
       {"weights from shared memory", tiling.shared_chunks * double(per_chunk) / kSharedBytes / kClock},
       {"weights from L2",
        (team == Team::kStepwise ? tiling.chunks : streamed_chunks) * double(per_chunk) / kL2Bytes / kClock},
       {"cell", kPointwise},
-  };
+      {"", 0},
+  }};
+  const int barriers = request.takes_norm ? 2 : 1;
+  const double hand_on = exchange_bytes / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
   switch (team) {
-    case Team::kBlock: parts.push_back({"barriers", kBlockSync}); break;
-    case Team::kCluster:
-      parts.push_back({"cluster barrier", kClusterSync * (request.takes_norm ? 2 : 1)});
-      parts.push_back({"exchange", exchange_bytes / kClusterBytes / kClock});
-      break;
-    case Team::kGrid:
-      parts.push_back({"grid barrier", kGridSync * (request.takes_norm ? 2 : 1)});
-      parts.push_back({"exchange", exchange_bytes / kL2Bytes / kClock});
-      break;
-    default:
-      parts.push_back({"launch", kLaunchSync * (request.takes_norm ? 2 : 1) / rounds});
-      parts.push_back({"exchange", exchange_bytes / kL2Bytes / kClock});
+    case Team::kBlock: plan.costs[4] = {"barriers", kBlockSync}; break;
+    case Team::kCluster: plan.costs[4] = {"cluster barrier and exchange", kClusterSync * barriers + hand_on}; break;
+    case Team::kGrid: plan.costs[4] = {"grid barrier and exchange", kGridSync * barriers + hand_on}; break;
+    default: plan.costs[4] = {"launch and exchange", kLaunchSync / rounds * barriers + hand_on};
   }
-  std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.us > b.us; });
-  std::ostringstream bound;
-  bound.precision(2);
-  for (const Part& part : parts) {
-    plan.step_us += part.us * rounds;
-    if (part.us * rounds >= 0.01)
-      bound << (bound.tellp() > 0 ? ", " : "") << part.name << ' ' << std::fixed << part.us * rounds;
+  std::stable_sort(plan.costs.begin(), plan.costs.end(),
+                   [](const StepCost& a, const StepCost& b) { return a.us > b.us; });
+  for (StepCost& cost : plan.costs) {
+    cost.us *= rounds;
+    plan.step_us += cost.us;
   }
-  plan.bound = bound.str();
   return {plan, ""};
 }
 
@@ -199,7 +187,7 @@ Plan portable_plan(const PlanRequest& request, const DeviceLimits& device) {
   const double bytes = double(num_gates(shape.cell)) * shape.hidden_size * shape.state_size * 4;
   const double blocks = double(shape.batch) * shape.directions;
   plan.step_us = bytes / kL2Bytes / kClock * std::max(1.0, std::ceil(blocks / device.multiprocessors));
-  plan.bound = "weights from L2, by every sample";
+  plan.costs[0] = {"weights from L2, by every sample", plan.step_us};
   return plan;
 }
 
@@ -284,6 +272,14 @@ Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
                               "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"portable\"");
 }
 
+std::string bound(const Plan& plan) {
+  std::ostringstream text;
+  text.precision(2);
+  for (const StepCost& cost : plan.costs)
+    if (cost.us >= 0.01) text << (text.tellp() > 0 ? ", " : "") << cost.name << ' ' << std::fixed << cost.us;
+  return text.str();
+}
+
 std::string describe(const Plan& plan) {
   std::ostringstream text;
   text.precision(2);
@@ -297,7 +293,7 @@ std::string describe(const Plan& plan) {
          << (plan.tiling.team_size > 1 ? "s" : "") << " for " << plan.batch_tiles * kTileBatch << " samples each, "
          << plan.shared_bytes / 1024 << " KB of shared memory a block";
   }
-  text << ", predicted " << std::fixed << plan.step_us << " us a step (" << plan.bound << ")";
+  text << ", predicted " << std::fixed << plan.step_us << " us a step (" << bound(plan) << ")";
   return text.str();
 }
 

@@ -1,6 +1,7 @@
 // Which kernel runs a layer's recurrence on a GPU, and how it divides the work: a pure function of shape, type and device.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -42,15 +43,20 @@ struct PlanRequest {
   bool all_plans;
 };
 
+struct StepCost {
+  const char* name;
+  double us;
+};
+
 struct Plan {
   Team team;
   Arithmetic arithmetic;
-  int batch_tiles;       // kN: 8 samples each
-  cuda::Tiling tiling;   // of the first launch
-  int num_teams;         // slices times directions
-  int64_t shared_bytes;  // of a block
-  double step_us;        // predicted
-  std::string bound;     // what the prediction is made of, the largest first
+  int batch_tiles;                // kN: 8 samples each
+  cuda::Tiling tiling;            // of the first launch
+  int num_teams;                  // slices times directions
+  int64_t shared_bytes;           // of a block
+  double step_us;                 // predicted
+  std::array<StepCost, 5> costs;  // what it is made of, the largest first
 };
 
 // Throws std::invalid_argument with the reason where the wanted plan does not run this.
@@ -58,6 +64,9 @@ Plan make_plan(const PlanRequest& request, const DeviceLimits& device);
 
 // All that could run it, the fastest first.
 std::vector<Plan> all_plans(const PlanRequest& request, const DeviceLimits& device);
+
+// What bounds a step: its costs, the largest first.
+std::string bound(const Plan& plan);
 
 // A sentence: the plan, its division of the work and the prediction.
 std::string describe(const Plan& plan);

@@ -102,12 +102,14 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 
+def rnn_uses_tf32() -> bool:
+    """Whether products of float32 may be tf32, as torch says of cuDNN's RNNs."""
+    rnn: Any = torch.backends.cudnn.rnn
+    return bool(rnn.fp32_precision == "tf32")
+
+
 def _with_tf32(backend: str, plan: str, dtype: torch.dtype) -> str:
-    """The plan, and whether products of float32 may be tf32, as torch says of cuDNN's RNNs."""
-    precision: Any = torch.backends.cudnn.rnn
-    if backend != "cuda" or dtype != torch.float32 or precision.fp32_precision != "tf32":
-        return plan
-    return plan + "+tf32"
+    return f"{plan}+tf32" if backend == "cuda" and dtype == torch.float32 and rnn_uses_tf32() else plan
 
 
 _NORM_BLOCK = 1 << 14  # csrc/norms.h: kNormBlock

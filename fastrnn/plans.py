@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import backends
+from fastrnn import backends, ops
 from fastrnn.reference import CELLS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def device_limits(device: torch.device) -> _C.DeviceLimits:
     """What a plan has to know of a CUDA device."""
     from fastrnn import _C
 
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     clusters = 0 if properties.major < 9 else 16 if properties.major < 12 else 8
     return _C.DeviceLimits(
         properties.major,
@@ -39,7 +39,9 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
     from fastrnn import _C
 
     allowed = os.environ.get("FASTRNN_PLANS", "")
-    tf32 = dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    tf32 = dtype == torch.float32 and ops.rnn_uses_tf32()
+    takes_norm = rnn.record_state_grad_norms
+    takes_norm |= rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"
     lines = []
     for backward in (False, True):
         request = _C.PlanRequest(
@@ -51,8 +53,7 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
             state_size=rnn.proj_size or rnn.hidden_size,
             directions=2 if rnn.bidirectional else 1,
             backward=backward,
-            takes_norm=rnn.record_state_grad_norms
-            or (rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"),
+            takes_norm=backward and takes_norm,
             allows_tf32=tf32,
             wanted="" if allowed == "all" else allowed,
             all_plans=allowed == "all",
