@@ -1,0 +1,65 @@
+"""What the plan predicts for GPUs that are not here: ``python -m benchmarks.plans --out benchmarks/results/plans.md``.
+
+A table per device of the shapes at which fastrnn means to be faster than cuDNN: the plan of forward and backward, its predicted
+time a step, and what bounds it. Predictions stand on published latencies (csrc/plan.cpp); none was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastrnn import _C
+
+DEVICES = {"H100": (9, 0, 132, 232448, 16), "A100": (8, 0, 108, 166912, 0)}
+CELLS = {"RNN": 0, "LSTM": 2, "GRU": 3}
+SCALARS = {"bfloat16": (3, False), "tf32": (0, True), "float32": (0, False)}
+SHAPES = [
+    (1, 512, 512),
+    (16, 512, 512),
+    (32, 512, 1024),
+    (64, 256, 1024),
+    (128, 128, 512),
+    (16, 1024, 768),
+    (32, 512, 128),
+]
+
+
+def rows(device: str) -> list[str]:
+    limits = _C.DeviceLimits(*DEVICES[device])
+    lines = [
+        "| cell | arithmetic | B, T, H | pass | plan | blocks a team x teams | us a step | made of |",
+        "|---" * 8 + "|",
+    ]
+    for cell, cell_index in CELLS.items():
+        for arithmetic, (scalar, tf32) in SCALARS.items():
+            for batch, steps, hidden in SHAPES:
+                for backward in (False, True):
+                    request = _C.PlanRequest(
+                        cell=cell_index, scalar=scalar, steps=steps, batch=batch, hidden_size=hidden, state_size=hidden,
+                        backward=backward, allows_tf32=tf32, all_plans=True,
+                    )  # fmt: skip
+                    plan = _C.plan(request, limits)
+                    lines.append(
+                        f"| {cell} | {arithmetic} | {batch}, {steps}, {hidden} | {'backward' if backward else 'forward'} "
+                        f"| {plan['team']} | {plan['team_size']} x {plan['num_teams']} | {plan['step_us']:.2f} "
+                        f"| {plan['bound']} |"
+                    )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    text = "# Predicted plans\n\nFrom the cost model of csrc/plan.cpp, with FASTRNN_PLANS=all. Not measured.\n"
+    for device in DEVICES:
+        text += f"\n## {device}\n\n" + "\n".join(rows(device)) + "\n"
+    if arguments.out:
+        arguments.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
