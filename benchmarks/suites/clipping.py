@@ -185,7 +185,7 @@ def _parameter_clip(settings: Settings, cell: str, shape: Shape, limit: str, tru
         p.ours.parameters(), 1.0, trust_backward=trust
     )  # from here on backward takes sums, if trusted
     ours, theirs = _Side(p, trust), _Side(p, trust)
-    max_norm = ours.norm() * (0.5 if limit == "beyond" else 2.0)
+    max_norm = ours.norm() * (0.3 if limit == "beyond" else 2.0)
 
     def clip() -> object:
         return fastrnn.clip_grad_norm_(ours.parameters, max_norm, trust_backward=trust)
@@ -203,7 +203,7 @@ def _step(settings: Settings, cell: str, shape: Shape, name: str, trust: bool) -
     p = baselines.problem(cell, shape, settings.device, settings.dtype)
     fastrnn.clip_grad_norm_(p.ours.parameters(), 1.0, trust_backward=trust)
     sides = {key: _Side(p, trust) for key in ("fastrnn", "clip, fused step", "clip, default step")}
-    max_norm = sides["fastrnn"].norm() * 0.5
+    max_norm = sides["fastrnn"].norm() * 0.3
     learning_rate = 1e-9  # the weights should stay what they are over many steps
     optimizers = {
         key: _OPTIMIZERS[name](side.parameters, lr=learning_rate, fused=None if "default" in key else True)
