@@ -21,7 +21,7 @@ CASES = {
     "sum_of_squares": {
         "tensors": [torch.randn(3), torch.randn(2)],
         "known": [torch.ones(1, dtype=torch.float64)],
-        "partial": torch.zeros(2, dtype=torch.float64),
+        "partial": torch.zeros(3, dtype=torch.float64),
         "out": torch.zeros(1, dtype=torch.float64),
         "root": True,
     },
