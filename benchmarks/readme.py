@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- end of the results -->"
+_SUITES = ("headline", "ragged", "features", "kernelbench")
 _MODES = {
     "inference": "inference",
     "train": "training step",
@@ -39,10 +40,10 @@ def speed(file: Path) -> str:
     environment = found["environment"]
     rows: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
     for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
-        if suite in ("headline", "ragged", "features", "kernelbench") and mode in _MODES:
+        if suite in _SUITES and mode in _MODES:
             rows[(suite, mode, baseline)][cell] = by_shape
     cells = sorted({cell for row in rows.values() for cell in row})
-    where = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} threads"
+    where = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} thread{'s' * (environment['threads'] > 1)}"
     lines = [
         f"Speed-up over the baseline: geometric mean over the shapes (worst to best). {where}, torch {environment['torch']}, "
         f"{environment['date']}; {_link(file)}.\n",
@@ -94,7 +95,7 @@ def text() -> str:
     parts = []
     for file in sorted(RESULTS.glob("*.json")):
         found = json.loads(file.read_text())
-        if not file.name.startswith("training") and any(r["suite"] == "headline" for r in found.get("results", [])):
+        if not file.name.startswith("training") and any(r.get("suite") in _SUITES for r in found.get("results", [])):
             parts.append(speed(file))
     parts.extend(f"![Speed-ups]({picture.relative_to(ROOT)})" for picture in sorted(RESULTS.glob("cpu*.png"))[:1])
     trained = sorted(RESULTS.glob("training-cpu*.json"))
