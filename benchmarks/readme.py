@@ -43,7 +43,10 @@ def speed(file: Path) -> str:
         if suite in _SUITES and mode in _MODES:
             rows[(suite, mode, baseline)][cell] = by_shape
     cells = sorted({cell for row in rows.values() for cell in row})
-    where = environment.get("gpu") or f"{environment['processor']}, {environment['threads']} thread{'s' * (environment['threads'] > 1)}"
+    where = (
+        environment.get("gpu")
+        or f"{environment['processor']}, {environment['threads']} thread{'s' * (environment['threads'] > 1)}"
+    )
     lines = [
         f"Speed-up over the baseline: geometric mean over the shapes (worst to best). {where}, torch {environment['torch']}, "
         f"{environment['date']}; {_link(file)}.\n",
