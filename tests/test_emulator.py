@@ -14,10 +14,10 @@ RIGHT = ("barriers", "exits", "shuffles", "products", "tiles", "copies", "grid_b
 
 # What every schedule shows.
 WRONG = {
-    "nobody_comes": r"deadlock; 2 wait for __syncwarp at .*unit\.cpp:\d+, first thread 33 of block [01]",
-    "wait_for_ever": r"livelock; 64 wait for a flag at .*unit\.cpp:\d+, first thread 0 of block [01]",
-    "two_places": r"thread \d+ of block [01], .*unit\.cpp:\d+: divergent __syncthreads: others have arrived from "
-    r"__syncthreads at .*unit\.cpp:\d+",
+    "nobody_comes": r"deadlock; 2 wait for __syncwarp at .*unit_wrong\.h:\d+, first thread 33 of block [01]",
+    "wait_for_ever": r"livelock; 64 wait for a flag at .*unit_wrong\.h:\d+, first thread 0 of block [01]",
+    "two_places": r"thread \d+ of block [01], .*unit_wrong\.h:\d+: divergent __syncthreads: others have arrived from "
+    r"__syncthreads at .*unit_wrong\.h:\d+",
     "lanes_apart": r"divergent __s\w+: others have arrived from __s\w+ at",
     "absent_lane": r"__shfl_xor_sync reads lane \d+, which does not take part",
     "next_door": r"written past the end of the shared memory, of 64 bytes|heap-buffer-overflow",
@@ -92,8 +92,9 @@ def test_thread_sanitizer_names_both_sides_of_a_missing_barrier(unit, name):
     output = unit(name, 1, build.THREAD)
     assert "WARNING: ThreadSanitizer: data race" in output
     first, second = output.split("Previous", 1)
-    assert f"#0 {RACES[name]}" in first and f"#0 {RACES[name]}" in second
+    for part in (first, second):
+        assert re.search(rf"#0 .*{RACES[name]}", part), output
 
 
 def test_address_sanitizer_names_the_line_that_leaves_shared_memory(unit):
-    assert "in next_door" in unit("next_door", 1, build.ADDRESS)
+    assert re.search(r"#0 .*next_door", unit("next_door", 1, build.ADDRESS))

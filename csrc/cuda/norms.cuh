@@ -103,7 +103,7 @@ FASTRNN_DEVICE double sum_of_block(double value, NormShared& shared) {
     __syncthreads();
     if (thread < half) shared.sums[thread] += shared.sums[thread + half];
   }
-  return shared.sums[0];
+  return thread == 0 ? shared.sums[0] : 0;
 }
 
 __global__ void __launch_bounds__(kNormThreads) norm_partial(SumParams p) {

@@ -25,7 +25,7 @@ BUILD = ROOT / "build" / "emulator"
 COMPILER = os.environ.get("CXX", "g++")
 JOBS = 2
 
-EMULATOR = [HERE / f"{name}.cpp" for name in ("context", "memory", "grid", "copies", "device")]
+EMULATOR = [HERE / f"{name}.cpp" for name in ("context", "memory", "scheduler", "meeting", "copies", "device")]
 
 
 class Unavailable(RuntimeError):
@@ -43,11 +43,9 @@ def toolkit_include() -> Path:
     raise Unavailable("no CUDA toolkit's headers were found (CUDA_HOME names a toolkit)")
 
 
-def kernel_sources(root: Path = ROOT) -> list[Path]:
+def kernel_sources() -> list[Path]:
     """All that is compiled into the CUDA library, but for the operators."""
-    csrc = root / "csrc"
-    if not (csrc / "cuda" / "intrinsics.cuh").is_file():
-        raise Unavailable("the kernels have no intrinsics.cuh")
+    csrc = ROOT / "csrc"
     return sorted([*csrc.glob("plan*.cpp"), *csrc.glob("cuda/**/*.cpp"), *csrc.glob("cuda/**/*.cu")])
 
 
@@ -56,16 +54,15 @@ class Variant:
     """A way to compile."""
 
     name: str
-    flags: tuple[str, ...] = ("-O2", "-g1")
+    flags: tuple[str, ...] = ("-O1", "-g1")
     # The emulator's own files are left out of ThreadSanitizer: their bookkeeping is no race.
     emulator_flags: tuple[str, ...] | None = None
-    link_flags: tuple[str, ...] = ()
 
 
 PLAIN = Variant("plain")
-_ADDRESS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-ADDRESS = Variant("address", _ADDRESS)
-_THREAD = ("-O1", "-g1", "-DEMULATOR_TSAN")
+# Not optimised: that would take three times as long to compile. Lines are counted as well.
+ADDRESS = Variant("address", ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--coverage"))
+_THREAD = ("-O0", "-g1", "-DEMULATOR_TSAN")
 THREAD = Variant("thread", (*_THREAD, "-fsanitize=thread"), emulator_flags=_THREAD)
 
 
@@ -109,37 +106,43 @@ def base_flags(root: Path = ROOT) -> list[str]:
     ]
 
 
-def link(
-    variant: Variant,
-    output: Path,
-    sources: Sequence[tuple[Path, Sequence[str]]],
-    flags: Sequence[str] = (),
-    root: Path = ROOT,
-) -> Path:
-    """A program or library of sources, each with flags of its own."""
+Sources = Sequence[tuple[Path, Sequence[str]]]  # each with flags of its own
+
+
+def plain(*sources: Path) -> list[tuple[Path, Sequence[str]]]:
+    return [(source, ()) for source in sources]
+
+
+def compile_all(variant: Variant, sources: Sources) -> dict[Path, Path]:
+    """The object of each source."""
     if shutil.which(COMPILER) is None:
         raise Unavailable(f"there is no compiler {COMPILER}")
-    folder = output.parent
+    folder = BUILD / variant.name
     folder.mkdir(parents=True, exist_ok=True)
-    own = variant.emulator_flags or variant.flags
-    base = base_flags(root)
+    base = base_flags()
 
     def compile_one(item: tuple[Path, Sequence[str]]) -> Path:
         source, extra = item
-        return compile_object(source, folder, [*base, *(own if source in EMULATOR else variant.flags), *extra])
+        own = variant.emulator_flags if variant.emulator_flags and source in EMULATOR else variant.flags
+        return compile_object(source, folder, [*base, *own, *extra])
 
     with ThreadPoolExecutor(max_workers=JOBS) as pool:
-        # The largest first: the last to be compiled should not be the longest.
-        ordered = sorted(sources, key=lambda item: item[0].suffix != ".cu")
-        objects = [str(path) for path in pool.map(compile_one, ordered)]
-    command = [COMPILER, *variant.flags, *variant.link_flags, *objects, *flags]
-    record = output.with_suffix(".link.json")
-    known = digest(objects, *command)
-    if not output.is_file() or not record.is_file() or json.loads(record.read_text()) != known:
-        subprocess.run([*command, "-o", f"{output}.new"], check=True)
-        os.replace(f"{output}.new", output)
-        record.write_text(json.dumps(known))
-    return output
+        return dict(zip((source for source, _ in sources), pool.map(compile_one, sources), strict=True))
+
+
+def link(variant: Variant, name: str, sources: Sources, flags: Sequence[str] = ()) -> Path:
+    """A program or library."""
+    with locked():
+        objects = [str(path) for path in compile_all(variant, sources).values()]
+        output = BUILD / variant.name / name
+        command = [COMPILER, *variant.flags, *objects, *flags]
+        record = output.with_suffix(".link.json")
+        known = digest(objects, *command)
+        if not output.is_file() or not record.is_file() or json.loads(record.read_text()) != known:
+            subprocess.run([*command, "-o", f"{output}.new"], check=True)
+            os.replace(f"{output}.new", output)
+            record.write_text(json.dumps(known))
+        return output
 
 
 def build_library(variant: Variant = PLAIN) -> Path:
@@ -148,23 +151,30 @@ def build_library(variant: Variant = PLAIN) -> Path:
 
     home = Path(torch.__file__).parent
     torch_flags = ["-isystem", f"{home}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    sources: list[tuple[Path, Sequence[str]]] = [(source, ()) for source in [*kernel_sources(), *EMULATOR]]
-    sources.append((HERE / "ops.cpp", torch_flags))
+    sources = [*plain(*kernel_sources(), *EMULATOR), (HERE / "ops.cpp", torch_flags)]
+    # No symbol may be missing: what the emulator does not know of the CUDA runtime is an error here.
+    libraries = [f"-L{home}/lib", "-ltorch_cpu", "-Wl,--no-undefined", f"-Wl,-rpath,{home}/lib"]
+    return link(variant, "ops_emulated.so", sources, ["-shared", *libraries])
+
+
+def build_recurrences(variant: Variant = PLAIN) -> Path:
+    """The program that compares the kernels with the textbook (recurrences.cpp)."""
+    return link(variant, "recurrences", recurrences_sources())
+
+
+def recurrences_sources() -> Sources:
+    return plain(*kernel_sources(), HERE / "recurrences.cpp", *EMULATOR)
+
+
+def recurrences_objects(variant: Variant) -> dict[Path, Path]:
+    """What that program is linked of, by source."""
     with locked():
-        # No symbol may be missing: what the emulator does not know of the CUDA runtime is an error here.
-        return link(
-            variant,
-            BUILD / variant.name / "ops_emulated.so",
-            sources,
-            ["-shared", f"-L{home}/lib", "-ltorch_cpu", "-Wl,--no-undefined", f"-Wl,-rpath,{home}/lib"],
-        )
+        return compile_all(variant, recurrences_sources())
 
 
 def build_unit_tests(variant: Variant = PLAIN) -> Path:
     """The emulator's own tests (unit.cpp)."""
-    sources: list[tuple[Path, Sequence[str]]] = [(source, ()) for source in [HERE / "unit.cpp", *EMULATOR]]
-    with locked():
-        return link(variant, BUILD / variant.name / "unit", sources)
+    return link(variant, "unit", plain(HERE / "unit.cpp", *EMULATOR))
 
 
 if __name__ == "__main__":

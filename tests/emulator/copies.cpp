@@ -118,11 +118,11 @@ void push(uint32_t to, uint32_t barrier, const void* value, const void* from, si
             site};
   if (push.to.block != push.barrier.block) fail(site, "the destination and its mbarrier are in different blocks");
   auto* word = reinterpret_cast<uint64_t*>(push.barrier.address);
-  note_arrival(word);
   if (read(word).tag != Phase::kTag) fail(site, "a push to a peer whose mbarrier is not initialised");
   if (value) std::memcpy(push.value, value, bytes);
   note_write(push.to.address, bytes);
   poison_unseen(push.to.address, bytes);
+  note_arrival(word);  // whoever waits there sees what has been written
   {
     const Unseen unseen;
     pushes.push_back(std::move(push));

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <utility>
 
 #include "grid.h"
 
@@ -22,7 +23,7 @@ const DeviceLimits kDevices[] = {
     {"H100", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32},
     {"A100", 8, 0, {16, 16, 16, 16, 16, 14, 14}, 163 << 10, 164 << 10, 2048, 32},
     {"RTX 4090", 8, 9, {12, 12, 12, 12, 12, 12, 12, 12, 12, 10, 10}, 99 << 10, 100 << 10, 1536, 24},
-    {"tiny", 9, 0, {2}, 227 << 10, 228 << 10, 2048, 32},
+    {"small", 9, 0, {8, 8}, 227 << 10, 228 << 10, 2048, 32},
     {"old", 7, 5, {8, 8}, 64 << 10, 64 << 10, 1024, 16},
 };
 
@@ -35,6 +36,7 @@ const DeviceLimits* chosen = &kDevices[0];
 std::map<const void*, Attributes> functions;
 cudaError_t last_error = cudaSuccess;
 bool is_broken = false;  // by a kernel that failed: nothing more runs
+cudaError_t next_refusal = cudaSuccess;
 
 uint64_t seed_at_start() {
   const char* text = std::getenv("FASTRNN_EMULATOR_SEED");
@@ -138,8 +140,11 @@ void reset_device() {
   is_broken = false;
 }
 
+void refuse_next_launch(cudaError_t error) { next_refusal = error; }
+
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call) {
   const Wanted wanted = read_attributes(config);
+  if (next_refusal != cudaSuccess) return remember(std::exchange(next_refusal, cudaSuccess));
   if (const cudaError_t error = check(config, wanted, functions[kernel]); error != cudaSuccess) return remember(error);
   try {
     run({config.gridDim, config.blockDim, config.dynamicSmemBytes, wanted.cluster_size, wanted.cooperative, next_seed++,
@@ -252,6 +257,8 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidClusterSize: return "cluster misconfiguration";
     case cudaErrorLaunchOutOfResources: return "too many resources requested for launch";
     case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
     default: return "an error that the emulator has no words for";
   }

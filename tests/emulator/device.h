@@ -21,7 +21,7 @@ struct DeviceLimits {
   int num_multiprocessors() const;
 };
 
-// "H100", "A100", "RTX 4090", "tiny" (Hopper's features on 2 multiprocessors) or "old" (7.5).
+// "H100", "A100", "RTX 4090", "small" (Hopper's features on 16 multiprocessors) or "old" (7.5).
 void use_device(const std::string& name);
 const DeviceLimits& device();
 
@@ -30,6 +30,9 @@ void set_seed(uint64_t seed);
 
 // As in a process of its own: no error is left behind, no function has attributes.
 void reset_device();
+
+// Such as no emulated device has a reason for.
+void refuse_next_launch(cudaError_t error);
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call);
 

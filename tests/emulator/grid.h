@@ -244,6 +244,8 @@ inline Statistics statistics;
 void run(const Launch& launch);
 
 // For the emulator's own files.
+void wait(const char* what, Site site);  // until make_ready
+void make_ready(Fiber& fiber);
 Block& peer_of(const Block& block, unsigned rank);
 void wait_at_mbarrier(const void* word, Site site);
 void wake_mbarrier_waiters(Block& block, const void* word);

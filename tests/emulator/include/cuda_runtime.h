@@ -6,7 +6,6 @@
 
 #include <tuple>
 
-#include "../device.h"
 #include "../grid.h"
 
 #undef __global__
@@ -21,6 +20,11 @@
 #define __launch_bounds__(...)
 
 // ------------------------------------------------------------------------------------------------------------- host
+
+namespace fastrnn::emulator {
+// device.cpp
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call);
+}  // namespace fastrnn::emulator
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

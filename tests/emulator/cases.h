@@ -1,0 +1,100 @@
+// The layers that recurrences.cpp runs.
+#pragma once
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../../csrc/params.h"
+
+namespace fastrnn::emulator {
+
+struct Case {
+  CellKind cell = CellKind::kLstm;
+  ScalarKind scalar = ScalarKind::kFloat;
+  std::string plan;  // csrc/cuda/recurrence.h: Run
+  int64_t steps = 3, batch = 2, hidden_size = 5, directions = 1;
+  bool projects = false, has_bias = true, ragged = false, packed = false, has_final_grads = true;
+  char site = ' ';  // of the mask: 's' state, 'c' candidate, ' ' none
+  ClipMode clip = ClipMode::kNone;
+  std::string device = "H100";
+
+  int64_t state_size() const { return projects ? hidden_size - 2 : hidden_size; }
+  bool uses_tf32() const { return plan.ends_with("+tf32"); }
+
+  std::string name() const {
+    constexpr const char* kCells[] = {"tanh", "relu", "lstm", "gru"};
+    constexpr const char* kScalars[] = {"float", "double", "half", "bfloat16"};
+    std::ostringstream text;
+    text << plan << '-' << kCells[static_cast<int>(cell)] << '-' << kScalars[static_cast<int>(scalar)] << "-T" << steps
+         << "-B" << batch << "-H" << hidden_size << "-D" << directions << (projects ? "-projects" : "")
+         << (has_bias ? "" : "-nobias")
+         << (ragged   ? "-ragged"
+             : packed ? "-packed"
+                      : "")
+         << (has_final_grads ? "" : "-nofinals")
+         << (site == 's'   ? "-state"
+             : site == 'c' ? "-candidate"
+                           : "")
+         << (clip == ClipMode::kNorm    ? "-norm"
+             : clip == ClipMode::kValue ? "-value"
+                                        : "")
+         << (device == "H100" ? "" : "-on " + device);
+    return text.str();
+  }
+};
+
+// "few": each cell by each plan in float32, small. "types": in every arithmetic. "all": what is particular as well.
+inline std::vector<Case> cases(const std::string& selection) {
+  using enum CellKind;
+  using enum ScalarKind;
+  struct Number {
+    ScalarKind scalar;
+    const char* suffix;
+  };
+  std::vector<Number> numbers = {{kFloat, ""}};
+  if (selection != "few")
+    numbers.insert(numbers.end(), {{kFloat, "+tf32"}, {kHalf, ""}, {kBfloat16, ""}, {kDouble, ""}});
+  std::vector<Case> result;
+  // Options are scattered, but the same in each run.
+  uint32_t scattered = 1;
+  const auto choose = [&](uint32_t choices) {
+    scattered = scattered * 1664525 + 1013904223;
+    return (scattered >> 16) % choices;
+  };
+  const auto add = [&](const Number& number, const std::string& plan, CellKind cell) {
+    Case c{.cell = cell, .scalar = number.scalar, .plan = plan + number.suffix};
+    const uint32_t layout = choose(3), site = choose(3), clip = choose(3);
+    c.batch = plan == "block" ? 3 : plan == "portable" ? 2 : choose(3) == 0 ? 17 : 5;
+    // Units of several blocks, but for `block` itself; never a multiple of anything.
+    c.hidden_size = plan == "portable" ? 5 : plan == "block" ? 13 : choose(2) ? 21 : 37;
+    c.directions = 1 + choose(2);
+    c.ragged = layout == 1;
+    c.packed = layout == 2;
+    c.has_bias = choose(4) > 0;
+    c.has_final_grads = choose(4) > 0;
+    c.site = site == 0 ? ' ' : site == 1 || cell == kRnnTanh || cell == kRnnRelu ? 's' : 'c';
+    c.clip = static_cast<ClipMode>(clip);
+    // The cluster plan has no kernels for double. Where relu's slope jumps, rounding decides.
+    if (plan == "cluster" && number.scalar == kDouble) return;
+    if (plan == "portable" && number.suffix[0] != '\0') return;
+    if (cell == kRnnRelu && number.scalar != kFloat && number.scalar != kDouble) return;
+    result.push_back(c);
+  };
+  for (const Number& number : numbers)
+    for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
+      for (const std::string plan : {"block", "stepwise", "grid", "cluster", "portable"})
+        for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, plan, cell);
+  result.push_back(
+      {.cell = kLstm, .plan = "portable", .hidden_size = 6, .projects = true, .ragged = true, .site = 's'});
+  if (selection != "all") return result;
+  // More teams than can run at once; weights that do not fit on chip; a device that has fewer features.
+  result.push_back({.cell = kLstm, .plan = "grid", .batch = 17, .hidden_size = 64, .directions = 2, .device = "small"});
+  result.push_back({.cell = kLstm, .plan = "block", .steps = 2, .batch = 1, .hidden_size = 120, .device = "RTX 4090"});
+  result.push_back({.cell = kLstm, .scalar = kHalf, .plan = "block", .steps = 2, .batch = 9, .hidden_size = 121});
+  result.push_back({.cell = kGru, .scalar = kHalf, .plan = "grid", .steps = 2, .hidden_size = 72, .device = "A100"});
+  result.push_back({.cell = kGru, .plan = "", .hidden_size = 7, .device = "old"});
+  return result;
+}
+
+}  // namespace fastrnn::emulator

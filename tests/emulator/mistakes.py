@@ -1,0 +1,140 @@
+"""Mistakes that the tests of the kernels have to find, each planted in a copy of the sources.
+
+A mistake replaces a text that occurs once. Only the instantiation that it names is compiled again; the program that compares
+the kernels with the textbook then has to fail, by its own word, on one of a few schedules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build
+
+SEEDS = 6
+
+
+@dataclass(frozen=True)
+class Mistake:
+    name: str
+    file: str  # in csrc
+    text: str
+    replacement: str
+    unit: str  # of csrc/cuda/instantiate
+    cases: str  # word in the names of the cases (cases.h) that have to fail
+    shows: str = ""  # what the output says, beside that numbers are wrong
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake:
+    return Mistake(name, "cells.h", text, replacement, f"{cell}_float", f"{cell}-float")
+
+
+def kernel(
+    name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
+) -> Mistake:
+    unit = "portable_float" if cases == "portable" else f"{cell}_float"
+    return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
+
+
+_CLEAR_NEXT = "    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });\n"
+
+MISTAKES = [
+    cells("input and forget gate exchanged", "gates[1] * prev.c + gates[0] * (keep", "gates[0] * prev.c + gates[1] * (keep"),
+    cells("output of the cell before", "return {gates[3] * tanh(c), c};", "return {gates[3] * tanh(prev.c), c};"),
+    cells("candidate dropout forgotten in backward", "grad_c * i * keep * (Acc(1)", "grad_c * i * (Acc(1)"),
+    cells("gradient of the cell forgotten", "grad_c = grad.c + grad.h", "grad_c = grad.h"),
+    cells("reset forgotten in the recurrent gradient", "grad_r[2] = grad_n * r;", "grad_r[2] = grad_n;", "gru"),
+    cells("update gate the wrong way round", "return {grad.h * z, Acc(0)};", "return {grad.h * (Acc(1) - z), Acc(0)};", "gru"),
+    kernel("mask forgotten in forward", "forward.cuh", "masks_state ? rounded<Scalar>(stored * factor) : stored", "stored", ""),
+    kernel("reverse direction one row off", "forward.cuh", "d == 0 ? step : samples.length[n][j] - 1 - step",
+           "d == 0 ? step : (samples.length[n][j] - step) % samples.length[n][j]", ""),
+    kernel("y left as it was past a length", "forward.cuh", "if (!p.offsets)  // past a length y is zero", "if (false)", "stepwise"),
+    kernel("cell not carried to the next launch", "forward.cuh",
+           "*at<Acc>(workspace.carried_c, index) = state[n][v][j].c;", ";", "stepwise"),
+    kernel("bias inside the reset forgotten", "forward.cuh",
+           "if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];", "", "", "gru"),
+    kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
+           "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
+    kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask[n][v][j] : product", "product", ""),
+    kernel("norm without the loss scale", "backward.cuh", "sqrt(squares[n][j]) / scale", "sqrt(squares[n][j])", "grid", "gru"),
+    kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
+    kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
+    kernel("final gradients at the last step of all", "backward.cuh",
+           "if (step + 1 != samples.length[n][j]) return;", "if (step + 1 != T) return;", ""),
+    kernel("gradient of y forgotten", "backward.cuh", "grad.h += grad_y[n][v][j];", "", "cluster"),
+    kernel("row after in place of the row before", "backward.cuh",
+           "rows.row(d == 0 ? step - 1 : samples.length[n][j] - step", "rows.row(d == 0 ? step - 1 : samples.length[n][j] - step - 1", ""),
+    kernel("one row of the padding not cleared", "backward.cuh", "t <= last; ++t)", "t < last; ++t)", ""),
+    kernel("half of the samples missing in the bias", "backward.cuh", "mask = 1; mask < 4; mask *= 2)", "mask = 1; mask < 2; mask *= 2)", "grid"),
+    kernel("gradient not carried past the norm", "backward.cuh",
+           "tiling.begin > 0 || tiling.phase == Phase::kFromNorm;", "tiling.begin > 0;", "stepwise"),
+    kernel("first slice alone in the bias", "backward.cuh", "slice < num_slices;", "slice < 1;", ""),
+    kernel("tail of the operand not cleared", "team.cuh",
+           "at(x, sample / kTileBatch, k)[sample % kTileBatch] = k < num_rows_ ? value(k, sample) : Op::operand(0);",
+           "if (k < num_rows_) at(x, sample / kTileBatch, k)[sample % kTileBatch] = value(k, sample);", "block"),
+    kernel("second buffer not cleared", "team.cuh", f"{_CLEAR_NEXT}  }}\n", "  }\n", "block"),
+    kernel("block does not wait for itself", "team.cuh", "    __syncthreads();\n    return buffer(turn);", "    return buffer(turn);", "block"),
+    kernel("grid does not wait for the operand", "team.cuh",
+           'if (tiling_.persistent) wait_for(counters_, turn - started_, "its operand");', "", "grid"),
+    kernel("grid waits for one block too few", "team.cuh", "rounds * tiling_.team_size);", "rounds * tiling_.team_size - 1);", "grid"),
+    kernel("copy not waited for", "team.cuh", "    cp_async_wait<0>();\n", "", "grid"),
+    kernel("block reads before its threads have copied", "team.cuh", "    cp_async_wait<0>();\n    __syncthreads();\n",
+           "    cp_async_wait<0>();\n", "grid"),
+    kernel("counter raised before the stores", "team.cuh",
+           "    __syncthreads();\n    if (threadIdx.x == 0) red_release_add(counter, 1);",
+           "    if (threadIdx.x == 0) red_release_add(counter, 1);", "grid"),
+    kernel("counters not cleared", "recurrence.cuh",
+           "check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));", ";", "grid"),
+    kernel("parity of the wrong round", "team.cuh", "round / 2 % 2)", "round % 2)", "cluster"),
+    kernel("more bytes expected than are sent", "team.cuh", "this->num_rows_ * Base::kSamples * sizeof(Element))",
+           "this->rows_ * Base::kSamples * sizeof(Element))", "cluster", shows="deadlock"),
+    kernel("pushed before the peers are ready", "team.cuh", "    cluster_sync();\n  }\n", "  }\n", "cluster"),
+    kernel("barriers not fenced", "team.cuh", "      fence_mbarrier_init();\n", "", "cluster", shows="without fence_mbarrier_init"),
+    kernel("splits added before they are there", "product.cuh", "  __syncthreads();\n  if (split != 0) return;", "  if (split != 0) return;", "grid"),
+    kernel("packed rows of the first sample", "rows.cuh", "offsets[step] + sample", "offsets[step]", ""),
+    kernel("portable: mask forgotten in backward", "portable.cuh", "if (state_mask) sum *= state_mask[k];", "", "portable"),
+    kernel("portable: no barrier before the product", "portable.cuh",
+           "      if (w_hr) store(at<Scalar>(p.hidden, unit_at), next.h);\n    }\n    __syncthreads();",
+           "      if (w_hr) store(at<Scalar>(p.hidden, unit_at), next.h);\n    }", "portable"),
+]  # fmt: skip
+
+
+def plant(mistake: Mistake, folder: Path) -> Path:
+    """A copy of the sources with the mistake in it: the root that holds csrc."""
+    shutil.copytree(build.ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu", "ops"))
+    file = folder / "csrc" / mistake.file
+    text = file.read_text()
+    assert text.count(mistake.text) == 1, f"{mistake.file} has {text.count(mistake.text)} times: {mistake.text}"
+    file.write_text(text.replace(mistake.text, mistake.replacement))
+    return folder
+
+
+def build_with(mistake: Mistake, folder: Path) -> Path:
+    """The program of build.build_recurrences, with one instantiation from the sources with the mistake."""
+    right = build.recurrences_objects(build.PLAIN)
+    root = plant(mistake, folder)
+    source = Path("csrc") / "cuda" / "instantiate" / f"{mistake.unit}.cu"
+    wrong = build.compile_object(root / source, folder, [*build.base_flags(root), "-O0", "-w"])
+    # Where an inline function is in several objects, the first counts.
+    objects = [wrong, *(path for name, path in right.items() if name != build.ROOT / source)]
+    program = folder / "recurrences"
+    subprocess.run([build.COMPILER, *map(str, objects), "-Wl,--strip-debug", "-o", str(program)], check=True)
+    return program
+
+
+def outputs(program: Path, cases: str) -> list[tuple[int, str]]:
+    """Exit status and output for each seed."""
+    results = []
+    for seed in range(1, SEEDS + 1):
+        command = [program, "few", str(seed), cases]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
+        results.append((result.returncode, result.stdout + result.stderr))
+        if result.returncode != 0:
+            break
+    return results

@@ -1,0 +1,282 @@
+// Runs the CUDA kernels on a selection of layers and compares with the textbook (reference.h): the program that sanitizers
+// watch, whose lines are counted, and that every planted mistake has to make fail.
+//
+// `recurrences SELECTION SEED [WORD]`: the cases of a selection whose names hold WORD. Exit status 1 where numbers are wrong.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+
+#include "../../csrc/cuda/recurrence.h"
+#include "array.h"
+#include "cases.h"
+#include "device.h"
+#include "grid.h"
+#include "norm_check.h"
+#include "reference.h"
+
+namespace fastrnn::emulator {
+namespace {
+
+using reference::Vector;
+
+ScalarKind acc_of(ScalarKind scalar) {
+  return scalar == ScalarKind::kDouble ? ScalarKind::kDouble : ScalarKind::kFloat;
+}
+
+// Random numbers that the storage type holds exactly.
+Vector draw_values(std::mt19937_64& random, ScalarKind kind, size_t count, double scale) {
+  std::uniform_real_distribution<double> uniform(-scale, scale);
+  Vector values(count);
+  for (double& x : values) x = uniform(random);
+  return Array(kind, values).values();
+}
+
+reference::Layer make_layer(const Case& c) {
+  std::mt19937_64 random(7);
+  reference::Layer layer;
+  if (c.ragged || c.packed) {
+    layer.lengths.resize(c.batch);
+    for (int64_t& length : layer.lengths) length = static_cast<int64_t>(random() % (c.steps + 1));
+    layer.lengths[0] = c.steps;
+    layer.lengths.back() = c.batch > 1 ? 0 : c.steps;
+  }
+  Shape& s = layer.shape;
+  s = {c.steps, c.batch, c.steps * c.batch, c.hidden_size, c.state_size(), c.directions, c.cell, c.scalar};
+  if (c.packed) {
+    std::sort(layer.lengths.rbegin(), layer.lengths.rend());
+    s.rows = 0;
+    for (int64_t t = 0; t < s.steps; ++t) {
+      layer.offsets.push_back(s.rows);
+      for (const int64_t length : layer.lengths) s.rows += length > t;
+    }
+  }
+  const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, G = reference::num_gates(s.cell);
+  const auto draw = [&](int64_t count, double scale) { return draw_values(random, c.scalar, count, scale); };
+  layer.dropout_site = c.site == 'c' ? DropoutSite::kCandidate : DropoutSite::kState;
+  layer.has_mask = c.site != ' ';
+  layer.projects = P != H;
+  const double scale = 1.5 / std::sqrt(static_cast<double>(P));
+  layer.gates = draw(D * s.rows * G * H, 1.5);
+  layer.w_hh = draw(D * G * H * P, scale);
+  if (s.cell == CellKind::kGru && c.has_bias) layer.b_hn = draw(D * H, 0.5);
+  if (layer.projects) layer.w_hr = draw(D * P * H, scale);
+  layer.h0 = draw(D * B * P, 0.8);
+  if (s.cell == CellKind::kLstm) layer.c0 = draw(D * B * H, 0.8);
+  if (layer.has_mask) {
+    layer.mask.resize(D * B * (layer.dropout_site == DropoutSite::kState ? P : H));
+    for (double& m : layer.mask) m = random() % 3 ? 1.5 : 0;
+  }
+  layer.grad_y = draw(s.rows * D * P, 1);
+  if (c.has_final_grads) {
+    layer.grad_h_n = draw(D * B * P, 1);
+    if (s.cell == CellKind::kLstm) layer.grad_c_n = draw(D * B * H, 1);
+  }
+  layer.clip_mode = c.clip;
+  layer.clip_threshold = c.clip == ClipMode::kValue ? 0.1 : 0.7;
+  layer.grad_scale = c.clip == ClipMode::kNone ? 1 : 4;
+  return layer;
+}
+
+// How far a number may be off, in units of the largest number: rounding of the state at every step, and of the operands.
+double tolerance(const Case& c) {
+  switch (c.scalar) {
+    case ScalarKind::kDouble: return 1e-12;
+    case ScalarKind::kHalf: return 8e-3;
+    case ScalarKind::kBfloat16: return 6e-2;
+    default: return c.uses_tf32() ? 8e-3 : 5e-6;
+  }
+}
+
+struct Comparison {
+  const Case& the_case;
+  bool right = true;
+
+  void operator()(const char* what, const Vector& ours, const Vector& expected) {
+    double largest = 1, error = 0;
+    size_t where = 0;
+    for (const double x : expected) largest = std::max(largest, std::abs(x));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double difference = std::abs(ours[i] - expected[i]);
+      if (difference <= error) continue;
+      error = difference != difference ? HUGE_VAL : difference;
+      where = i;
+    }
+    if (ours.size() == expected.size() && error <= tolerance(the_case) * largest) return;
+    right = false;
+    std::printf("%s: %s[%zu of %zu] is %g, expected %g\n", the_case.name().c_str(), what, where, expected.size(),
+                ours[where], expected[where]);
+  }
+};
+
+// As fastrnn/ops.py sizes it.
+int64_t workspace_bytes(const Shape& shape, bool backward) {
+  const int64_t G = reference::num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
+  const int64_t D = shape.directions, H = shape.hidden_size, rows = (backward ? G : 1) * H + 32, width = 8;
+  int64_t bytes = 6 * 256 + slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width;
+  if (backward) bytes += D * samples * 2 * ((H + 7) / 8) * 8 + slices * D * (G + 1) * H * width;
+  return bytes;
+}
+
+template <typename T>
+const T* data_or_null(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+bool run_case(const Case& c) {
+  reset_device();
+  use_device(c.device);
+  const reference::Layer layer = make_layer(c);
+  const reference::Result expected = reference::run(layer);
+  const Shape& s = layer.shape;
+  const ScalarKind scalar = c.scalar, acc = acc_of(scalar);
+  const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, R = s.rows;
+  const int64_t G = reference::num_gates(s.cell);
+  const bool lstm = s.cell == CellKind::kLstm, gru = s.cell == CellKind::kGru;
+
+  const Array gates(scalar, layer.gates), w_hh(scalar, layer.w_hh), b_hn(scalar, layer.b_hn), w_hr(scalar, layer.w_hr);
+  const Array h0(scalar, layer.h0), c0(scalar, layer.c0), mask(acc, layer.mask);
+  const Array y(scalar, R * D * P), h_n(scalar, D * B * P), c_n(scalar, layer.c0.size());
+  const Array cells(acc, lstm ? D * R * H : 0), n_h(scalar, gru ? D * R * H : 0);
+  const Array hidden(scalar, layer.projects ? D * R * H : 0);
+  ForwardParams forward{};
+  forward.shape = s;
+  forward.dropout_site = layer.dropout_site;
+  forward.gates = gates.data();
+  for (int64_t d = 0; d < D; ++d) {
+    forward.w_hh[d] = w_hh.at(d * G * H * P);
+    forward.b_hn[d] = b_hn.at(d * H);
+    forward.w_hr[d] = w_hr.at(d * P * H);
+  }
+  forward.h0 = h0.data();
+  forward.c0 = c0.data();
+  forward.mask = mask.data();
+  // A packed batch tells its lengths itself.
+  forward.lengths = c.packed && c.directions == 1 ? nullptr : data_or_null(layer.lengths);
+  forward.offsets = data_or_null(layer.offsets);
+  forward.y = y.data();
+  forward.h_n = h_n.data();
+  forward.c_n = c_n.data();
+  forward.save = true;
+  forward.cells = cells.data();
+  forward.n_h = n_h.data();
+  forward.hidden = hidden.data();
+  const auto run_with_scratch = [&](auto function, const auto& params, bool is_backward) {
+    const int64_t num_bytes = workspace_bytes(s, is_backward);
+    void* scratch = std::aligned_alloc(256, (num_bytes + 255) / 256 * 256);
+    poison(scratch, num_bytes);
+    const std::unique_ptr<void, decltype(&std::free)> owner(scratch, std::free);
+    function(params, {nullptr, c.plan, scratch, num_bytes});
+  };
+  run_with_scratch(cuda::forward, forward, false);
+  Comparison compare{c};
+  compare("y", y.values(), expected.y);
+  compare("h_n", h_n.values(), expected.h_n);
+  compare("c_n", c_n.values(), expected.c_n);
+
+  const Array grad_y(scalar, layer.grad_y), grad_h_n(scalar, layer.grad_h_n), grad_c_n(scalar, layer.grad_c_n);
+  const Array norms(acc, expected.norms.size()), grad_gates(scalar, D * R * G * H),
+      grad_n_h(scalar, expected.grad_n_h.size());
+  const Array grad_h(scalar, expected.grad_h.size()), grad_h0(scalar, D * B * P), grad_c0(scalar, layer.c0.size());
+  const Array grad_bias(acc, expected.grad_bias.size()), h_prev(scalar, D * R * P);
+  std::vector<char> clipped(expected.clipped.size(), 2);
+  const auto grad_scale = static_cast<float>(layer.grad_scale);
+  BackwardParams backward{};
+  backward.shape = s;
+  backward.dropout_site = layer.dropout_site;
+  backward.gates = G > 1 ? gates.data() : nullptr;
+  backward.cells = cells.data();
+  backward.n_h = n_h.data();
+  backward.y = y.data();
+  std::memcpy(backward.w_hh, forward.w_hh, sizeof backward.w_hh);
+  std::memcpy(backward.w_hr, forward.w_hr, sizeof backward.w_hr);
+  backward.h0 = h0.data();
+  backward.c0 = c0.data();
+  backward.mask = mask.data();
+  backward.lengths = forward.lengths;
+  backward.offsets = forward.offsets;
+  backward.grad_y = grad_y.data();
+  backward.grad_h_n = grad_h_n.data();
+  backward.grad_c_n = grad_c_n.data();
+  backward.clip_mode = layer.clip_mode;
+  backward.clip_threshold = layer.clip_threshold;
+  backward.grad_scale = layer.grad_scale == 1 ? nullptr : &grad_scale;
+  backward.norms = norms.data();
+  backward.clipped = reinterpret_cast<bool*>(clipped.data());
+  backward.grad_gates = grad_gates.data();
+  backward.grad_n_h = grad_n_h.data();
+  backward.grad_h = grad_h.data();
+  backward.grad_h0 = grad_h0.data();
+  backward.grad_c0 = grad_c0.data();
+  backward.grad_bias = grad_bias.data();
+  backward.h_prev = h_prev.data();
+  run_with_scratch(cuda::backward, backward, true);
+  compare("grad_gates", grad_gates.values(), expected.grad_gates);
+  compare("grad_n_h", grad_n_h.values(), expected.grad_n_h);
+  compare("grad_h", grad_h.values(), expected.grad_h);
+  compare("grad_h0", grad_h0.values(), expected.grad_h0);
+  compare("grad_c0", grad_c0.values(), expected.grad_c0);
+  compare("grad_bias", grad_bias.values(), expected.grad_bias);
+  compare("h_prev", h_prev.values(), expected.h_prev);
+  compare("norms", norms.values(), expected.norms);
+  // Whether a norm exceeds the threshold may hang on rounding, but not everywhere.
+  compare("clipped", Vector(clipped.begin(), clipped.end()), Vector(expected.clipped.begin(), expected.clipped.end()));
+  return compare.right;
+}
+
+// What the device refuses is said with kernel, plan, shape and advice. True if so.
+bool tells_refusals() {
+  const std::pair<cudaError_t, const char*> refusals[] = {
+      {cudaErrorNoKernelImageForDevice, "not built for this GPU"},
+      {cudaErrorInsufficientDriver, "driver is too old"},
+      {cudaErrorCooperativeLaunchTooLarge, "FASTRNN_PLANS=stepwise"},
+      {cudaErrorLaunchOutOfResources, "too many resources"},
+  };
+  bool right = true;
+  for (const auto& [error, words] : refusals) {
+    refuse_next_launch(error);
+    std::string message = "nothing";
+    try {
+      run_case({.cell = CellKind::kGru, .plan = "block"});
+    } catch (const std::runtime_error& refusal) {
+      message = refusal.what();
+    }
+    for (const char* word : {"recurrence_forward", "plan block", "GRU, hidden_size 5, batch 2, steps 3", words})
+      if (message.find(word) == std::string::npos) {
+        right = false;
+        std::printf("a refused launch says \"%s\", without \"%s\"\n", message.c_str(), word);
+      }
+  }
+  return right;
+}
+
+}  // namespace
+}  // namespace fastrnn::emulator
+
+int main(int count, char** arguments) {
+  using namespace fastrnn::emulator;
+  if (count < 3) {
+    std::printf("usage: recurrences SELECTION SEED [WORD]\n");
+    return 2;
+  }
+  set_seed(std::strtoull(arguments[2], nullptr, 10));
+  int num_cases = 0, num_wrong = 0;
+  for (const Case& c : cases(arguments[1])) {
+    if (count > 3 && c.name().find(arguments[3]) == std::string::npos) continue;
+    ++num_cases;
+    try {
+      num_wrong += !run_case(c);
+    } catch (const std::exception& error) {
+      ++num_wrong;
+      std::printf("%s: %s\n", c.name().c_str(), error.what());
+    }
+  }
+  if (std::string(arguments[1]) == "all") num_wrong += !tells_refusals();
+  if (count == 3) num_wrong += !norms_are_right();
+  std::printf("%d cases, %d wrong, %llu threads, %llu switches\n", num_cases, num_wrong,
+              static_cast<unsigned long long>(statistics.threads),
+              static_cast<unsigned long long>(statistics.switches));
+  return num_cases == 0 ? 2 : num_wrong > 0;
+}
