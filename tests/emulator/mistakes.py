@@ -61,7 +61,7 @@ MISTAKES = [
            "if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];", "", "", "gru"),
     kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
            "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
-    kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask[n][v][j] : product", "product", ""),
+    kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask(n, v, j) : product", "product", ""),
     kernel("norm without the loss scale", "backward.cuh", "sqrt(squares[n][j]) / scale", "sqrt(squares[n][j])", "grid", "gru"),
     kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
     kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
