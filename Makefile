@@ -58,7 +58,7 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade pip
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
-	  extras = p['project']['optional-dependencies'].values(); \
+	  extras = [v for k, v in p['project']['optional-dependencies'].items() if k != 'bench']; \
 	  print(*p['build-system']['requires'], *p['project']['dependencies'], *sum(extras, []), sep='\n')" > $(VENV)/requirements.txt
 	$(INSTALL) --requirement $(VENV)/requirements.txt
 	touch $@

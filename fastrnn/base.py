@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import backends, batches, recording
+from fastrnn.apply import run_layer
 from fastrnn.batches import Batch
 from fastrnn.functions import GRUFunction, LSTMFunction, Options, RNNFunction
 from fastrnn.masks import Masks
@@ -24,7 +25,9 @@ _FUNCTIONS = {"RNN_TANH": RNNFunction, "RNN_RELU": RNNFunction, "LSTM": LSTMFunc
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """What autocast, where it is on for x's device, makes of x: as for torch's products, float64 stays."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)):
+        return x.dtype
+    if not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
 
@@ -210,10 +213,11 @@ class RNNBase(nn.RNNBase):
             got = f"{scale.dtype} of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
             raise TypeError(f"{type(self).__name__}: grad_scale should be a 0-dim float32 tensor or None, got {got}")
 
-    def _check_data(self, data: Tensor) -> None:
-        """Dimension is checked by now: dtype, width and device."""
+    def _check_data(self, data: Tensor) -> torch.dtype:
+        """Dimension is checked by now: dtype, width and device. Returns the dtype to compute in."""
         weight = getattr(self, self._flat_weights_names[0])
-        casts = data.is_floating_point() and autocast_dtype(data) != data.dtype
+        dtype = autocast_dtype(data)
+        casts = data.is_floating_point() and dtype != data.dtype
         if data.dtype != weight.dtype and not casts:
             raise ValueError(
                 f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -228,6 +232,7 @@ class RNNBase(nn.RNNBase):
                 f"Input and parameter tensors are not at the same device, found input tensor at {data.device} "
                 f"and parameter tensor at {weight.device}"
             )
+        return dtype
 
     def _layer_weights(self, layer: int) -> list[Tensor]:
         """torch's order, one direction after the other. By attribute, so that parametrisations act."""
@@ -244,13 +249,7 @@ class RNNBase(nn.RNNBase):
         dropping = self.training or self.mc_dropout
         recurrent_p = self.recurrent_dropout if dropping else 0.0
         record = self.record_state_grad_norms
-        options = Options(
-            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
-            dropout_site="candidate" if self.recurrent_dropout_mode == "candidate" else "state",
-            clip_mode=None if self.state_grad_clip is None else self.state_grad_clip_mode,
-            clip_threshold=self.state_grad_clip or 0.0,
-            backend=backend,
-        )
+        grad_enabled = torch.is_grad_enabled()
         if self.grad_scale is not None:
             self._check_grad_scale()
         grad_scale = self.grad_scale if record or self.state_grad_clip is not None else None
@@ -282,13 +281,19 @@ class RNNBase(nn.RNNBase):
                 )
                 mask = batch.sort(mask)
             of_layer = slice(layer * num_directions, (layer + 1) * num_directions)
-            h0 = states[0][of_layer]
-            c0 = states[1][of_layer] if len(states) > 1 else None
-            tensors = [x, *(s for s in states), *weights]
-            save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            layer_options = options._replace(save=save, record_key=self._record_base + layer if record else -1)
-            y, h_n, c_n, *_ = _FUNCTIONS[self.mode].apply(
-                layer_options, self._record_slots[layer] if record else None, batch.lengths, batch.offsets, batch.unsorted_indices, mask, grad_scale,
+            h0, *cells = states if self.num_layers == 1 else [state[of_layer] for state in states]
+            c0 = cells[0] if cells else None
+            options = Options(
+                nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
+                dropout_site="candidate" if self.recurrent_dropout_mode == "candidate" else "state",
+                clip_mode=None if self.state_grad_clip is None else self.state_grad_clip_mode,
+                clip_threshold=self.state_grad_clip or 0.0,
+                backend=backend,
+                save=grad_enabled and any(t.requires_grad for t in (x, *states, *weights)),
+                record_key=self._record_base + layer if record else -1,
+            )
+            y, h_n, c_n, *_ = run_layer(
+                _FUNCTIONS[self.mode], options, self._record_slots[layer] if record else None, batch.lengths, batch.offsets, batch.unsorted_indices, mask, grad_scale,
                 x, h0, c0, *weights,
             )  # fmt: skip
             finals.append([h_n] if c_n is None else [h_n, c_n])
@@ -311,13 +316,13 @@ class RNNBase(nn.RNNBase):
                 raise ValueError("lengths is for a padded tensor; a PackedSequence has its own")
             if input.data.dim() != 2:
                 raise RuntimeError(f"input must have 2 dimensions, got {input.data.dim()}")
-            self._check_data(input.data)
+            dtype = self._check_data(input.data)
             batch = batches.from_packed(input, None if states is None else states[0].size(1))
         else:
             if input.dim() not in (2, 3):
                 got = f"{input.dim()}D tensor" if name == "RNN" else f"{input.dim()}D"
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {got} instead")
-            self._check_data(input)
+            dtype = self._check_data(input)
             if not is_batched:
                 if lengths is not None:
                     raise ValueError("lengths needs a batched 3-D input, got an unbatched 2-D one")
@@ -339,9 +344,9 @@ class RNNBase(nn.RNNBase):
                     lengths = lengths.to(input.device)
                 batch = Batch(input.transpose(0, 1) if batch_first else input, size, lengths)
 
-        dtype = autocast_dtype(batch.data)
         initial = self._initial_states(states, batch, dtype)
-        batch = batch._replace(data=batch.data.to(dtype))
+        if dtype != batch.data.dtype:
+            batch = batch._replace(data=batch.data.to(dtype))
         y, final = self._run_layers(batch, initial, backends.resolve(batch.data.device))
         final = [batch.unsort(state) for state in final]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import backends
+from fastrnn.apply import run_layer
 from fastrnn.base import autocast_dtype
 from fastrnn.functions import GRUFunction, LSTMFunction, Options, RNNFunction
 
@@ -43,7 +44,8 @@ class _Cell(nn.RNNCellBase):
         weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
         tensors = [x, *states, *weights]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        _y, h_n, c_n, *_ = function.apply(
+        _y, h_n, c_n, *_ = run_layer(
+            function,
             Options(backend=backends.resolve(x.device), save=save, **options),
             None, None, None, None, None, None,
             x.to(dtype).unsqueeze(0), h0.unsqueeze(0), None if c0 is None else c0.unsqueeze(0), *weights,

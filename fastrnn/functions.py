@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import gradient_sums, ops, recording
+from fastrnn.apply import may_be_differentiated, remember_signature
 from fastrnn.reference import Forward
 
 
@@ -43,7 +44,7 @@ class _Weights(NamedTuple):
 
 def _split_weights(weights: Sequence[Tensor], num_directions: int, dtype: torch.dtype) -> _Weights:
     # contiguous whatever they are: strides cannot be asked for while torch.compile traces a backward
-    cast = [w.to(dtype).contiguous() for w in weights]
+    cast = [(w if w.dtype == dtype else w.to(dtype)).contiguous() for w in weights]
     count = len(cast) // num_directions
     per_direction = [cast[d * count : (d + 1) * count] for d in range(num_directions)]
     has_bias, has_projection = count >= 4, count in (3, 5)
@@ -86,7 +87,10 @@ def _layer_forward(
             b_hn.append(n)
         else:
             biases[d] = [b_ih, b_hh]
-    gates = ops.project(options.backend, _without_padding(x, lengths, offsets), w.w_ih, biases)
+    keeps_gates = options.save and cell in ("lstm", "gru")
+    gates = ops.project(
+        options.backend, _without_padding(x, lengths, offsets), w.w_ih, biases, transient=not keeps_gates
+    )
     return ops.recurrence_forward(
         options.backend, cell, options.dropout_site, gates, w.w_hh, b_hn, w.w_hr, h0, c0, mask, lengths, offsets,
         save=options.save, plan=options.plan,
@@ -102,8 +106,9 @@ def _recurrent_pairs(
     """
     if h_prev is not None:
         return [(grad.flatten(0, -2), h_prev[direction].flatten(0, -2))]
-    state_size = h0.size(-1)
-    y = y[..., direction * state_size : (direction + 1) * state_size]
+    if h0.size(0) > 1:
+        state_size = h0.size(-1)
+        y = y[..., direction * state_size : (direction + 1) * state_size]
     first, later = (grad[0], grad[1:]) if direction == 0 else (grad[-1], grad[:-1])
     earlier = y[:-1] if direction == 0 else y[1:]
     pairs = [(first, h0[direction])]
@@ -149,6 +154,7 @@ def _layer_backward(
         backend, cell, options.dropout_site, forward, w.w_hh, w.w_hr, h0, c0, mask, lengths, offsets,
         grad_y, grad_h_n, grad_c_n, clip_mode=options.clip_mode, clip_threshold=options.clip_threshold,
         grad_scale=grad_scale, record=options.record_key >= 0, need_h_prev=need_h_prev, plan=options.plan,
+        transient=True,
     )  # fmt: skip
 
     count = len(weights) // num_directions
@@ -162,16 +168,17 @@ def _layer_backward(
     for d in range(num_directions):
         of_direction = slice(d * count, (d + 1) * count)
         wanted, squares_of = needs_weights[of_direction], square[of_direction]
+        grad_gates = grads.grad_gates[d]
         grad_w: list[Tensor | None] = [None] * count
         if wanted[0]:
-            pair = (grads.grad_gates[d].flatten(0, -2), flat_x)
+            pair = (grad_gates.flatten(0, -2), flat_x)
             grad_w[0] = ops.weight_gradient(backend, [[pair]], squares_of[0])
         if wanted[1]:
             if cell == "gru":
                 assert grads.grad_n_h is not None
-                parts = [grads.grad_gates[d][..., : gate_size // 3 * 2], grads.grad_n_h[d]]
+                parts = [grad_gates[..., : gate_size // 3 * 2], grads.grad_n_h[d]]
             else:
-                parts = [grads.grad_gates[d]]
+                parts = [grad_gates]
             groups = [_recurrent_pairs(part, d, h_prev, forward.y, h0) for part in parts]
             grad_w[1] = ops.weight_gradient(backend, groups, squares_of[1])
         if w.b_ih:
@@ -212,7 +219,7 @@ def _arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     if not isinstance(inputs[0], tuple):
         inputs = inputs[1:]
-    return (Options(*inputs[0]), *inputs[1:])
+    return inputs if isinstance(inputs[0], Options) else (Options(*inputs[0]), *inputs[1:])
 
 
 class _LayerBackward(torch.autograd.Function):
@@ -297,7 +304,9 @@ def _backward(ctx: Any, grad_outputs: tuple[Tensor | None, ...]) -> tuple[Any, .
     if grad_y is None and grad_h_n is None and grad_c_n is None:
         return (None,) * (_NUM_LEADING + len(weights))
     needs_x, needs_h0, needs_c0, *needs_weights = ctx.needs_input_grad[7:]
-    norms, clipped, squares, grad_x, grad_h0, grad_c0, *grad_weights = _LayerBackward.apply(
+    # Where no graph of this backward is built, the function around it would be overhead alone.
+    run: Any = _LayerBackward.apply if may_be_differentiated() else _LayerBackward.forward
+    norms, clipped, squares, grad_x, grad_h0, grad_c0, *grad_weights = run(
         options, ctx.cell, (needs_x, *needs_weights), lengths, offsets, mask, grad_scale,
         y, gates, cells, n_h, hidden, grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights,
     )  # fmt: skip
@@ -397,3 +406,7 @@ class GRUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         return _backward(ctx, grad_outputs)
+
+
+for _function in (_LayerBackward, RNNFunction, LSTMFunction, GRUFunction):
+    remember_signature(_function)

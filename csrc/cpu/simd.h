@@ -87,6 +87,24 @@ template <>
 struct WideOf<float> {
   typedef double type __attribute__((vector_size(2 * kVectorBytes)));
 };
+
+// The larger and the smaller of two; b where one is NaN, as the instructions have it.
+template <typename V>
+FASTRNN_INLINE V max(V a, V b) {
+  return select(a > b, a, b);
+}
+template <typename V>
+FASTRNN_INLINE V min(V a, V b) {
+  return select(a < b, a, b);
+}
+#if defined(FASTRNN_AVX512)
+FASTRNN_INLINE Float max(Float a, Float b) { return Float::of(_mm512_maskz_max_ps(0xffff, a.raw, b.raw)); }
+FASTRNN_INLINE Float min(Float a, Float b) { return Float::of(_mm512_maskz_min_ps(0xffff, a.raw, b.raw)); }
+#elif defined(FASTRNN_AVX2)
+FASTRNN_INLINE Float max(Float a, Float b) { return Float::of(_mm256_max_ps(a.raw, b.raw)); }
+FASTRNN_INLINE Float min(Float a, Float b) { return Float::of(_mm256_min_ps(a.raw, b.raw)); }
+#endif
+
 // What a vector of floats is in a 16-bit storage type.
 typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
 

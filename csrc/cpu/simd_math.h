@@ -1,10 +1,10 @@
 // exp, sigmoid and tanh of vectors, and what else cells.h asks of its accumulator type.
 //
-// Both functions rest on exp(x) - 1 for x <= 0, split as x = n ln2 + r with |r| <= ln2 / 2:
+// Both functions rest on exp(x) - 1, split as x = n ln2 + r with |r| <= ln2 / 2:
 //   exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1),
-// exp(r) - 1 being a polynomial. Nothing cancels: sigmoid(x) is e / (1 + e) or 1 / (1 + e) with e = exp(-|x|), tanh(|x|) is
-// -m / (2 + m) with m = exp(-2|x|) - 1. Errors, subnormal results included: at most 2 units in the last place, 2.5 where
-// the target has no FMA (tests/cpp/simd_accuracy.cpp).
+// exp(r) - 1 being a polynomial. Nothing cancels: sigmoid(x) is e / (1 + e) with e = exp(x), tanh(|x|) is m / (2 + m) with
+// m = exp(2|x|) - 1. Errors, subnormal results included: at most 2 units in the last place, 2.5 where the target has no FMA
+// (tests/cpp/simd_accuracy.cpp).
 #pragma once
 
 #include "simd.h"
@@ -75,57 +75,61 @@ FASTRNN_INLINE Vec<T> abs(Vec<T> x) {
   return Vec<T>::of_bits(x.bits() & ~(Bits{} + (typename Vec<T>::Int{1} << (8 * sizeof(T) - 1))));
 }
 
-// `x`, but never below `least`; NaN stays.
+// `x` with the sign of `sign`.
 template <typename T>
-FASTRNN_INLINE Vec<T> at_least(Vec<T> x, Vec<T> least) {
-  return select(x < least, least, x);
+FASTRNN_INLINE Vec<T> with_sign(Vec<T> x, Vec<T> sign) {
+  using Bits = typename Vec<T>::Bits;
+  const Bits mask = Bits{} + (typename Vec<T>::Int{1} << (8 * sizeof(T) - 1));
+  return Vec<T>::of_bits((x.bits() & ~mask) | (sign.bits() & mask));
 }
 
-// exp(x) for x <= 0, subnormal results included.
+// `x` between `least` and `most`; NaN stays.
 template <typename T>
-FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
-  constexpr int kShift = 64;  // keeps the power of two normal down to the smallest subnormal
-  Vec<T> scale;
-  const Vec<T> p = exp_reduced<kShift>(at_least(x, Vec<T>(ExpConstants<T>::kSmallest)), scale);
-  return (scale + scale * p) * Vec<T>(T(0x1p-64));
+FASTRNN_INLINE Vec<T> clamp(Vec<T> x, Vec<T> least, Vec<T> most) {
+  return min(most, max(least, x));
 }
 
-// a / (big + small), to about half a unit in the last place, where big >= |small| are given and big + small is in [1, 2].
-// The rounding of the sum and of the division, 1.5 units together, is taken back by one step of refinement.
+template <typename T>
+FASTRNN_INLINE Vec<T> approximate_reciprocal(Vec<T> x) {
+#if defined(FASTRNN_AVX512)
+  // A division would take longer than all the rest. (maskz: as in simd.h.)
+  if constexpr (sizeof(T) == 4) return Vec<T>::of(_mm512_maskz_rcp14_ps(0xffff, x.raw));
+#endif
+  return Vec<T>(1) / x;
+}
+
+// a / (big + small), where their sum and its reciprocal are positive and normal. One step of refinement takes back what the
+// division loses to rounding, and the sum where `big` is the larger; else that does not matter to those who call.
 template <typename T>
 FASTRNN_INLINE Vec<T> quotient(Vec<T> a, T big, Vec<T> small) {
   using V = Vec<T>;
   const V sum = V(big) + small;
   const V lost = (V(big) - sum) + small;
-#if defined(FASTRNN_AVX512)
-  if constexpr (sizeof(T) == 4) {
-    // Its division takes longer than all the rest. (maskz: as in simd.h.)
-    const V reciprocal = V::of(_mm512_maskz_rcp14_ps(0xffff, sum.raw));
-    const V value = a * reciprocal;
-    return value + reciprocal * ((a - value * sum) - value * lost);
-  }
-#endif
-  const V value = a / sum;
-  // 1 / sum within 5%: the step is small.
-  const V reciprocal = V(T(1.457)) - V(T(0.5)) * sum;
+  const V reciprocal = approximate_reciprocal(sum);
+  const V value = kHasFma ? a * reciprocal : a / sum;
   const V residual = kHasFma ? (a - value * sum) - value * lost : -(value * lost);
   return value + reciprocal * residual;
 }
 
+// e / (1 + e) with e = exp(x), subnormal results included.
 template <typename T>
 FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> e = exp_negative(-abs(x));
-  return quotient(select(x < Vec<T>(0), e, Vec<T>(1)), T(1), e);
+  using V = Vec<T>;
+  constexpr int kShift = 64;  // keeps the power of two normal down to the smallest subnormal
+  V scale;
+  const V p = exp_reduced<kShift>(clamp(x, V(ExpConstants<T>::kSmallest), V(40)), scale);
+  const V e = (scale + scale * p) * V(T(0x1p-64));
+  return quotient(e, T(1), e);
 }
 
+// m / (2 + m) with m = exp(2 x) - 1.
 template <typename T>
 FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> magnitude = abs(x);
-  Vec<T> scale;
-  const Vec<T> p = exp_reduced<0>(at_least(Vec<T>(-2) * magnitude, Vec<T>(-40)), scale);
-  const Vec<T> m = scale * p + (scale - Vec<T>(1));
-  const Vec<T> value = quotient(Vec<T>(0) - m, T(2), m);  // 0 - m, not -m: tanh(0) is +0
-  return Vec<T>::of_bits(value.bits() | (x.bits() ^ magnitude.bits()));
+  using V = Vec<T>;
+  V scale;
+  const V p = exp_reduced<0>(min(V(40), V(2) * abs(x)), scale);
+  const V m = scale * p + (scale - V(1));
+  return with_sign(quotient(m, T(2), m), x);
 }
 
 template <typename T>

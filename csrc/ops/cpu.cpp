@@ -4,6 +4,7 @@
 #include "../cpu/engine.h"
 #include "../cpu/matmul.h"
 #include "../cpu/norms.h"
+#include "../cpu/pages.h"
 #include "norms.h"
 #include "tensors.h"
 
@@ -12,19 +13,31 @@ namespace {
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
+int64_t bytes_of(ScalarKind scalar) { return scalar == ScalarKind::kDouble ? 8 : scalar == ScalarKind::kFloat ? 4 : 2; }
+
 void forward(const ForwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
+  const Shape& s = params.shape;
+  const int64_t acc_bytes = s.scalar == ScalarKind::kDouble ? 8 : 4;
+  cpu::prefer_huge_pages(params.y, s.rows * s.directions * s.state_size * bytes_of(s.scalar));
+  cpu::prefer_huge_pages(params.cells, s.rows * s.directions * s.hidden_size * acc_bytes);
   cpu::recurrence_forward(params, num_threads());
 }
 
 void backward(const BackwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
+  const Shape& s = params.shape;
+  const int num_gates = s.cell == CellKind::kLstm ? 4 : s.cell == CellKind::kGru ? 3 : 1;
+  cpu::prefer_huge_pages(params.grad_gates, s.directions * s.rows * num_gates * s.hidden_size * bytes_of(s.scalar));
   cpu::recurrence_backward(params, num_threads());
 }
 
 std::string cpu_isa() { return cpu::isa(); }
 
-void multiply(const MatmulParams& params) { cpu::matmul(params, num_threads()); }
+void multiply(const MatmulParams& params) {
+  cpu::prefer_huge_pages(params.out, params.m * params.out_row * bytes_of(params.scalar));
+  cpu::matmul(params, num_threads());
+}
 
 void norm(const NormParams& params, int32_t) { cpu::sum_of_squares(params, num_threads()); }
 
