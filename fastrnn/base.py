@@ -62,6 +62,8 @@ class RNNBase(nn.RNNBase):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in RecurrentOptions._fields:
             value = getattr(check_options(self.mode, RecurrentOptions(**{name: value})), name)
+        elif name == "mc_dropout" and not isinstance(value, bool):
+            raise TypeError(f"mc_dropout should be of type bool, got: {type(value).__name__}")
         super().__setattr__(name, value)
 
     # ------------------------------------------------------------------------------------------------- parameters

@@ -91,9 +91,9 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> Tensor:
                 int(n) if isinstance(n, Tensor) and n.dim() == 0 and not n.is_floating_point() else n for n in lengths
             ]
         except TypeError:
-            raise TypeError(
-                f"lengths should be a 1-D integer tensor or a list of ints, got {type(lengths).__name__}"
-            ) from None
+            values = None
+        if values is None or isinstance(lengths, (dict, set, frozenset)):
+            raise TypeError(f"lengths should be a 1-D integer tensor or a list of ints, got {type(lengths).__name__}")
         for index, value in enumerate(values):
             is_int = isinstance(value, (int, torch.SymInt)) or (
                 not torch.compiler.is_compiling() and hasattr(value, "__index__")
@@ -103,7 +103,8 @@ def check_lengths(lengths: Any, batch: int, steps: int) -> Tensor:
         try:
             lengths = torch.tensor(values, dtype=torch.int64)
         except (OverflowError, RuntimeError, ValueError):
-            raise ValueError(f"lengths should be between 0 and {steps}, got {values}") from None
+            index = next(i for i, value in enumerate(values) if not -(2**63) <= value < 2**63)
+            raise ValueError(f"lengths[{index}] is {values[index]} but the sequence has {steps} steps") from None
     if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"lengths should hold integers, got {lengths.dtype}")
     if lengths.dim() != 1:

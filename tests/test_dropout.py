@@ -261,6 +261,13 @@ def test_dropout_between_layers_goes_with_variational_dropout(backend, device, d
 # -------------------------------------------------------------------------------------------------- training and eval
 
 
+def test_mc_dropout_is_a_bool():
+    rnn = fastrnn.GRU(3, 4)
+    with pytest.raises(TypeError, match="mc_dropout should be of type bool, got: str"):
+        rnn.mc_dropout = "yes"
+    assert rnn.mc_dropout is False
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_eval_drops_nothing_unless_mc_dropout_is_on(backend, device, drawn, kind):
     rnn = make_module(kind, device, input_dropout=0.4, recurrent_dropout=0.4, dropout=0.4).eval()

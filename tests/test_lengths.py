@@ -240,6 +240,8 @@ def test_lengths_in_double_backward(backend, device, route):
         ([2, 5, True, 1], TypeError, r"lengths\[2\].*int.*True"),
         ([2, 5, None, 1], TypeError, r"lengths\[2\].*None"),
         (3, TypeError, r"lengths.*1-D.*int"),
+        ({0: 2, 1: 5, 2: 1, 3: 1}, TypeError, r"lengths.*list of ints, got dict"),
+        ([2, 2**70, 1, 1], ValueError, r"lengths\[1\] is 1180591620717411303424 but the sequence has 5 steps"),
         ("2511", TypeError, r"lengths\[0\].*'2'"),
     ],
     ids=str,
