@@ -156,7 +156,7 @@ def device_of():
     [
         ("A100", "cluster", "the device has no thread block clusters"),
         ("old", "block", "it needs compute capability 8.0 or later"),
-        ("tiny", "grid", "hidden_size 300 has more units than 2 blocks can own"),
+        ("small", "block", "hidden_size 300 has more units than 1 block can own"),
         ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "portable"'),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_device_that_cannot_run_a_plan_says_so_and_the_next_call_works(device_
 
 
 @pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
-@pytest.mark.parametrize("name", ["H100", "A100", "RTX 4090", "tiny", "old"])
+@pytest.mark.parametrize("name", ["H100", "A100", "RTX 4090", "small", "old"])
 def test_every_device_runs_every_layer_by_some_plan(device_of, monkeypatch, name):
     device_of(name)
     for allowed in ("", "all"):
