@@ -19,11 +19,13 @@ constexpr double kBlockSync = 0.05;    // two __syncthreads
 constexpr double kClusterSync = 0.20;  // push to shared memory of peers, mbarrier wait
 constexpr double kGridSync = 0.75;     // release/acquire counter in L2
 constexpr double kLaunchSync = 2.1;    // kernel boundary on a stream
+constexpr double kMatmulSync = 6;      // a small product of torch's: dispatch on the host, which the stream waits for
 constexpr double kPointwise = 0.15;    // cell, reduction, stores
 constexpr double kClock = 1755;        // cycles a microsecond
 // Bytes or multiply-adds a cycle and multiprocessor.
 constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
 constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
+constexpr double kMatmulShare = 0.6;  // of those, that a product of a large batch has
 
 // What operand.cuh knows of each arithmetic; product.cuh, forward.cuh and backward.cuh of registers.
 struct OperandFacts {
@@ -179,15 +181,32 @@ Arithmetic arithmetic_of(const PlanRequest& request) {
   }
 }
 
-Plan portable_plan(const PlanRequest& request, const DeviceLimits& device) {
-  Plan plan{};
-  plan.team = Team::kPortable;
-  plan.arithmetic = Arithmetic::kFma;
+// Products by torch, which follow its own settings for tf32.
+Plan matmul_plan(const PlanRequest& request, const DeviceLimits& device) {
   const Shape& shape = request.shape;
-  const double bytes = double(num_gates(shape.cell)) * shape.hidden_size * shape.state_size * 4;
-  const double blocks = double(shape.batch) * shape.directions;
-  plan.step_us = bytes / kL2Bytes / kClock * std::max(1.0, std::ceil(blocks / device.multiprocessors));
-  plan.costs[0] = {"weights from L2, by every sample", plan.step_us};
+  Plan plan{};
+  plan.team = Team::kMatmul;
+  plan.arithmetic = arithmetic_of(request) == Arithmetic::kTensor16 ? Arithmetic::kTensor16 : Arithmetic::kFma;
+  plan.batch_tiles = 1;
+  const int element_bytes = shape.scalar == ScalarKind::kDouble ? 8 : shape.scalar == ScalarKind::kFloat ? 4 : 2;
+  const double gates = num_gates(shape.cell), states = double(shape.batch) * shape.directions * shape.hidden_size;
+  const double whole_device = kClock * device.multiprocessors;
+  const int products = request.projects ? 2 : 1;
+  const double weights = double(shape.state_size) * shape.hidden_size * (gates + products - 1);
+  const double rate = std::max(kMatmulShare * facts_of(plan.arithmetic, shape.scalar).rate, 1.0);
+  const int kernels = (request.backward ? 2 : 1) + products - 1;
+  // What the cell reads and writes: gates, the product, the state.
+  const double cell_bytes = states * ((gates * 2 + 2) * element_bytes + (gates + 4) * 4);
+  plan.costs = {{
+      {"products", double(shape.batch) * shape.directions * weights / rate / whole_device},
+      {"weights from L2", shape.directions * weights * element_bytes / kL2Bytes / whole_device},
+      {"launches", kLaunchSync * kernels + kMatmulSync * products * shape.directions},
+      {"cell", kPointwise + cell_bytes / kL2Bytes / whole_device},
+      {"", 0},
+  }};
+  std::stable_sort(plan.costs.begin(), plan.costs.end(),
+                   [](const StepCost& a, const StepCost& b) { return a.us > b.us; });
+  for (const StepCost& cost : plan.costs) plan.step_us += cost.us;
   return plan;
 }
 
@@ -198,9 +217,9 @@ struct Search {
 };
 
 // What keeps the team kernels from running this at all; empty where nothing does.
-std::string only_portable_because(const PlanRequest& request, const DeviceLimits& device) {
+std::string only_matmul_because(const PlanRequest& request, const DeviceLimits& device) {
   const Shape& shape = request.shape;
-  if (request.projects) return "proj_size runs with the portable plan alone";
+  if (request.projects) return "proj_size runs with the matmul plan alone";
   if (device.major < 8) return "it needs compute capability 8.0 or later";
   // Their indices within a step are 32 bits wide.
   if (shape.steps >= INT32_MAX || shape.batch > INT32_MAX - 64 || shape.hidden_size > INT32_MAX / 64)
@@ -211,7 +230,7 @@ std::string only_portable_because(const PlanRequest& request, const DeviceLimits
 Search search(const PlanRequest& request, const DeviceLimits& device) {
   Search found;
   const auto wants = [&](Team team) { return request.wanted.empty() || request.wanted == team_name(team); };
-  const std::string only_portable = only_portable_because(request, device);
+  const std::string only_matmul = only_matmul_because(request, device);
   const bool is_double = request.shape.scalar == ScalarKind::kDouble;
   const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
   std::vector<Candidate> candidates = {{Team::kBlock, 1, 1}};
@@ -226,8 +245,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     const Team team = candidate.team;
     const bool waits_for_blocks = team == Team::kCluster || team == Team::kGrid;
     if (!wants(team)) continue;
-    if (!only_portable.empty()) {
-      found.reasons[team] = only_portable;
+    if (!only_matmul.empty()) {
+      found.reasons[team] = only_matmul;
     } else if (waits_for_blocks && !waits) {
       found.reasons[team] =
           "not yet shown to be free of hangs on this architecture, FASTRNN_PLANS=all allows it nevertheless";
@@ -241,8 +260,7 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
         found.reasons[team] = reason;
     }
   }
-  if (request.wanted == "portable" || (request.wanted.empty() && found.plans.empty()))
-    found.plans.push_back(portable_plan(request, device));
+  if (wants(Team::kMatmul)) found.plans.push_back(matmul_plan(request, device));
   std::stable_sort(found.plans.begin(), found.plans.end(),
                    [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
   return found;
@@ -251,7 +269,7 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
 }  // namespace
 
 const char* team_name(Team team) {
-  constexpr const char* kNames[] = {"block", "cluster", "grid", "stepwise", "portable"};
+  constexpr const char* kNames[] = {"block", "cluster", "grid", "stepwise", "matmul"};
   return kNames[static_cast<int>(team)];
 }
 
@@ -269,7 +287,7 @@ Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
     if (request.wanted == team_name(team))
       throw std::invalid_argument("plan is \"" + request.wanted + "\", which cannot run this: " + reason);
   throw std::invalid_argument("plan is \"" + request.wanted +
-                              "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"portable\"");
+                              "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"matmul\"");
 }
 
 std::string bound(const Plan& plan) {
@@ -284,8 +302,8 @@ std::string describe(const Plan& plan) {
   std::ostringstream text;
   text.precision(2);
   text << team_name(plan.team);
-  if (plan.team == Team::kPortable) {
-    text << ", a block a sample";
+  if (plan.team == Team::kMatmul) {
+    text << ", torch's product and kernels for the cell at every step";
   } else {
     constexpr const char* kArithmetics[] = {"16-bit tensor cores", "tf32 tensor cores", "multiply-adds"};
     text << ", " << kArithmetics[static_cast<int>(plan.arithmetic)] << ", " << plan.num_teams << " team"

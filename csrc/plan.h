@@ -17,7 +17,7 @@ enum class Team : int {
   kCluster,   // a thread block cluster does, and exchanges h in its shared memory (9.0 and later)
   kGrid,      // many blocks do, and exchange h through L2
   kStepwise,  // a launch per step
-  kPortable,  // a block per sample; the only one for proj_size and before 8.0
+  kMatmul,  // torch's matrix product and kernels for the cell, at every step; the only one for proj_size and before 8.0
 };
 const char* team_name(Team team);
 
@@ -37,7 +37,7 @@ struct PlanRequest {
   bool takes_norm;   // the norm of the recurrent gradient is recorded or clipped
   bool projects;     // proj_size
   bool allows_tf32;  // float32 products may be tf32
-  // "block", "cluster", "grid", "stepwise" or "portable": that or an error. Empty: the fastest of those that are safe.
+  // "block", "cluster", "grid", "stepwise" or "matmul": that or an error. Empty: the fastest of those that are safe.
   std::string wanted;
   // Also those whose blocks wait for each other, where no run on such a device has been committed (FASTRNN_PLANS=all).
   bool all_plans;

@@ -87,21 +87,26 @@ def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
 
 
 def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backward: bool) -> Tensor | None:
-    """Scratch for the GPU kernels, enough for every plan (csrc/cuda/recurrence.cuh: cut_workspace)."""
+    """Scratch for the GPU kernels, enough for every plan (csrc/cuda/recurrence.cuh: cut_workspace, matmul_run.cuh)."""
     if backend not in ("cuda", "emulated"):
         return None
     num_directions, batch, _ = h0.shape
-    acc_bytes = compute_dtype(h0.dtype).itemsize
+    num_gates = NUM_GATES[cell]
+    element, acc = h0.dtype.itemsize, compute_dtype(h0.dtype).itemsize
+    # A team's.
     slices = (batch + 7) // 8
     samples = 8 * (slices + 1)  # of whole slices of 8 or 16
-    rows = (NUM_GATES[cell] if backward else 1) * hidden_size + 32
-    num_bytes = 6 * 256  # each part begins at a multiple of this
-    num_bytes += slices * num_directions * 2 * 128  # counters
-    num_bytes += num_directions * samples * 2 * rows * h0.dtype.itemsize  # exchange
-    num_bytes += 2 * num_directions * batch * hidden_size * acc_bytes  # carried state
+    rows = (num_gates if backward else 1) * hidden_size + 32
+    by_team = slices * num_directions * 2 * 128  # counters
+    by_team += num_directions * samples * 2 * rows * element  # exchange
+    by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
     if backward:
-        num_bytes += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
-        num_bytes += slices * num_directions * (NUM_GATES[cell] + 1) * hidden_size * acc_bytes  # bias
+        by_team += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
+        by_team += slices * num_directions * (num_gates + 1) * hidden_size * acc  # bias
+    # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
+    numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
+    by_matmul = num_directions * batch * hidden_size * numbers
+    num_bytes = 7 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 

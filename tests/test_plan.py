@@ -62,7 +62,7 @@ def test_every_plan_covers_the_layer_and_fits_the_device(name, scalar, cell):
                     )
                     assert plans
                     for plan in plans:
-                        if plan["team"] == "portable":
+                        if plan["team"] == "matmul":
                             continue
                         assert major >= 8
                         check_covers(plan, cell, hidden, batch, backward, CHUNKS["tf32" if tf32 else scalar])
@@ -117,10 +117,26 @@ def test_a_hopper_gets_the_team_that_holds_the_weights(hidden, batch, expected):
         assert plan["team"] == expected, plan["text"]
 
 
-def test_weights_that_do_not_fit_on_chip_are_left_to_stepwise():
+def test_weights_that_do_not_fit_on_chip_are_left_to_a_launch_per_step():
     for name in ("A100", "H100", "RTX 4090"):
-        plan = _C.plan(request(hidden=4096, batch=8, all_plans=True), device(name))
-        assert plan["team"] == "stepwise", plan["text"]
+        for batch in (1, 8, 16):
+            plan = _C.plan(request(hidden=4096, batch=batch, all_plans=True), device(name))
+            assert plan["team"] == "stepwise", plan["text"]
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+@pytest.mark.parametrize("name", ["A100", "H100", "RTX 4090"])
+def test_large_batches_of_large_layers_are_left_to_the_product_of_torch(name, scalar):
+    plan = _C.plan(request(scalar=scalar, hidden=4096, batch=4096), device(name))
+    assert plan["team"] == "matmul", plan["text"]
+    assert plan["text"].startswith("matmul, torch's product and kernels for the cell at every step, predicted ")
+
+
+@pytest.mark.parametrize("options", [{"state": 128}, {"hidden": 40000, "backward": True}])
+def test_the_product_of_torch_serves_what_no_other_plan_can_run(options):
+    plan = _C.plan(request(**options), device("H100"))
+    assert plan["team"] == "matmul"
+    assert "products" in plan["bound"]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +145,10 @@ def test_weights_that_do_not_fit_on_chip_are_left_to_stepwise():
         ({"wanted": "block", "hidden": 512}, "H100", "hidden_size 512 has more units than 1 block can own"),
         ({"wanted": "cluster"}, "A100", "the device has no thread block clusters"),
         ({"wanted": "cluster", "scalar": "float64", "hidden": 64}, "H100", "float64 has no cluster kernels"),
-        ({"wanted": "grid", "state": 128}, "H100", "proj_size runs with the portable plan alone"),
+        ({"wanted": "grid", "state": 128}, "H100", "proj_size runs with the matmul plan alone"),
         ({"wanted": "stepwise"}, "T4", "it needs compute capability 8.0 or later"),
         ({"wanted": "stepwise", "batch": 2**31 - 8}, "H100", "steps, batch or hidden_size do not fit in 32 bits"),
-        ({"wanted": "fast"}, "H100", 'plan is "fast", expected "block", "cluster", "grid", "stepwise" or "portable"'),
+        ({"wanted": "fast"}, "H100", 'plan is "fast", expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
 def test_a_plan_that_cannot_run_says_why(options, name, message):
@@ -143,7 +159,7 @@ def test_a_plan_that_cannot_run_says_why(options, name, message):
 
 def test_huge_sizes_do_not_overflow():
     plan = _C.plan(request(batch=2**33, steps=2**33), device("H100"))
-    assert plan["team"] == "portable"
+    assert plan["team"] == "matmul"
     plan = _C.plan(request(batch=2**20, hidden=64), device("H100"))
     assert plan["num_teams"] * plan["samples"] >= 2**20
 

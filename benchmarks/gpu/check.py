@@ -19,7 +19,7 @@ from fastrnn.recording import new_keys, recorded
 from tests.cases import Case, Layer, make_layer
 from tests.compare import gradients
 
-TEAMS = ("portable", "stepwise", "block", "cluster", "grid")
+TEAMS = ("matmul", "stepwise", "block", "cluster", "grid")
 SIZES = ((1, 1), (7, 3), (50, 10), (200, 33), (300, 8), (512, 16), (650, 3), (1150, 1))  # H, B
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -35,6 +35,7 @@ constexpr int kBackwardRegisters = kN == 1 ? 48 : 0;
 
 template <typename Op, typename Cell, typename Team>
 struct BackwardShared {
+  static constexpr int kMinArch = Team::kMinArch;
   typename Team::Shared team;
   typename Op::Acc* partial;  // [splits - 1, unit_warps, kN, 32, 4]
   unsigned char* weights;     // [warps, shared_chunks, Op::kSharedBytes]
@@ -44,14 +45,6 @@ struct BackwardShared {
     weights = arrays.take<unsigned char>(int64_t{kWarps} * tiling.shared_chunks * Op::kSharedBytes);
   }
 };
-
-// Clamps x as torch.clamp does: NaN stays. Whether that changed it.
-template <typename Acc>
-FASTRNN_DEVICE bool clamp_value(Acc limit, Acc& x) {
-  if (!(x > limit || x < -limit)) return false;
-  x = x > 0 ? limit : -limit;
-  return true;
-}
 
 template <typename Op, typename Cell, template <typename, int> typename Team_, int kN>
 FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, const Workspace& workspace) {
@@ -301,16 +294,6 @@ template <typename Op, typename Cell, template <typename, int> typename Team, in
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_backward(const BackwardParams p, const Tiling tiling, const Workspace workspace) {
   if constexpr (kArch >= Team<Op, kN>::kMinArch) run_backward<Op, Cell, Team, kN>(p, tiling, workspace);
-}
-
-// grad_bias [columns]: the slices' partial sums in fixed order. A thread has a column.
-template <typename Acc>
-__global__ void sum_slices(Acc* out, const Acc* partial, int64_t num_columns, int num_slices) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (column >= num_columns) return;
-  Acc sum = 0;
-  for (int slice = 0; slice < num_slices; ++slice) sum += partial[slice * num_columns + column];
-  out[column] = sum;
 }
 
 }  // namespace fastrnn::cuda

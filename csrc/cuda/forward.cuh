@@ -12,33 +12,12 @@
 #pragma once
 
 #include "../params.h"
+#include "cell.cuh"
 #include "product.cuh"
 #include "rows.cuh"
 #include "team.cuh"
 
 namespace fastrnn::cuda {
-
-// The cells as the kernels take them: RNN chooses its nonlinearity at run time.
-struct RnnCell {
-  static constexpr int kGates = 1;
-  static constexpr bool kHasCell = false, kHasExtra = false;
-  bool relu;
-  FASTRNN_DEVICE explicit RnnCell(CellKind kind) : relu(kind == CellKind::kRnnRelu) {}
-  template <typename Acc, typename... Rest>
-  FASTRNN_DEVICE State<Acc> forward(const Acc (&x)[1], Rest&&... rest) const {
-    return relu ? RnnRelu::forward(x, rest...) : RnnTanh::forward(x, rest...);
-  }
-  template <typename Acc, typename... Rest>
-  FASTRNN_DEVICE State<Acc> backward(State<Acc> grad, Rest&&... rest) const {
-    return relu ? RnnRelu::backward(grad, rest...) : RnnTanh::backward(grad, rest...);
-  }
-};
-struct LstmCell : Lstm {
-  FASTRNN_DEVICE explicit LstmCell(CellKind) {}
-};
-struct GruCell : Gru {
-  FASTRNN_DEVICE explicit GruCell(CellKind) {}
-};
 
 // How the gates of a group of units lie in tiles of 16 rows. Four gates: {i, f} of 8 units, {g, o} of 8 units. Fewer: a tile a
 // gate, of 16 units.
@@ -73,22 +52,13 @@ struct ForwardRows {
   }
 };
 
-template <typename T>
-FASTRNN_DEVICE const T* at(const void* base, int64_t index) {
-  return static_cast<const T*>(base) + index;
-}
-template <typename T>
-FASTRNN_DEVICE T* at(void* base, int64_t index) {
-  return static_cast<T*>(base) + index;
-}
-
 // Registers of a thread that hold weights: what the rest of the kernel leaves free.
 template <int kN>
 constexpr int kForwardRegisters = kN == 1 ? 120 : 80;
 
 template <typename Op, typename Cell, typename Team, int kGroups>
 struct ForwardShared {
-  static constexpr int kTiles = kGroups * GateTiles<Cell>::kTiles;
+  static constexpr int kTiles = kGroups * GateTiles<Cell>::kTiles, kMinArch = Team::kMinArch;
   typename Team::Shared team;
   typename Op::Acc* partial;  // [splits - 1, unit_warps, kN * kTiles, 32, 4]
   unsigned char* weights;     // [warps, shared_chunks, kTiles, Op::kSharedBytes]

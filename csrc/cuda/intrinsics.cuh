@@ -64,13 +64,6 @@ FASTRNN_DEVICE SharedAddress shared_address(const void* shared) {
 }
 
 // Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
-FASTRNN_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
 FASTRNN_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -80,19 +73,11 @@ FASTRNN_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 
 // ------------------------------------------------------------------------------------------------ asynchronous copies
 
-// Copies past L1, so that what other blocks wrote is seen; zeros where not `valid`.
-template <int kBytes>
+// Copies 16 bytes past L1, so that what other blocks wrote is seen; zeros where not `valid`.
 FASTRNN_DEVICE void cp_async(void* shared, const void* global, bool valid) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async can copy");
-  const uint32_t size = valid ? kBytes : 0;
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(size)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
-                 "n"(kBytes), "r"(size)
-                 : "memory");
-  }
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
 }
 FASTRNN_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
@@ -123,41 +108,44 @@ FASTRNN_DEVICE void set_flag(bool* flag) {
   asm volatile("st.relaxed.gpu.global.u8 [%0], %1;" ::"l"(flag), "r"(1) : "memory");
 }
 
-// Called in every loop that waits for another block. In a check build (-DFASTRNN_CHECK_SPINS) a wait of some seconds ends in a
-// trap that names the block and the turn.
+// Called in every loop that waits for another block. In a check build (-DFASTRNN_CHECK_SPINS) a wait of ten seconds ends in a trap
+// that names the block and the turn.
 #ifdef FASTRNN_CHECK_SPINS
-constexpr unsigned long long kMaxSpins = 1ull << 28;
+constexpr bool kChecksSpins = true;
 #else
-constexpr unsigned long long kMaxSpins = 0;
+constexpr bool kChecksSpins = false;
 #endif
 class Spin {
  public:
   FASTRNN_DEVICE explicit Spin(const char* what, int64_t turn) : what_(what), turn_(turn) {}
   FASTRNN_DEVICE void pause() {
-    if constexpr (kMaxSpins > 0)
-      if (++spins_ > kMaxSpins) {
-        printf("fastrnn: block %u waits for %s at turn %lld\n", blockIdx.x, what_, static_cast<long long>(turn_));
-        asm volatile("trap;");
-      }
+    if constexpr (kChecksSpins) {
+      constexpr unsigned long long kMostNanoseconds = 10'000'000'000;
+      const unsigned long long now = nanoseconds();
+      if (began_ == 0) began_ = now;
+      if (now - began_ < kMostNanoseconds) return;
+      printf("fastrnn: block %u waits for %s at turn %lld\n", blockIdx.x, what_, static_cast<long long>(turn_));
+      asm volatile("trap;");
+    }
   }
 
  private:
+  FASTRNN_DEVICE static unsigned long long nanoseconds() {
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+  }
+
   const char* what_;
   int64_t turn_;
-  unsigned long long spins_ = 0;
+  unsigned long long began_ = 0;
 };
 
 // ---------------------------------------------------------------------------------- between the blocks of a cluster
 
-FASTRNN_DEVICE unsigned cluster_rank() {
-  unsigned rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-// All threads of all blocks of the cluster meet; what they wrote before is seen after.
+// All threads of all blocks of the cluster meet; what they wrote before is seen after. The threads of a warp may come apart.
 FASTRNN_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // The place in the shared memory of the block `rank` that `own_shared` is in this block's.

@@ -50,11 +50,12 @@ inline void check(const Launch& launch, cudaError_t error) {
   if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion)
     advice = ". The driver is too old for this build: update it, or build with an older CUDA toolkit";
   if (error == cudaErrorCooperativeLaunchTooLarge)
-    advice = ". FASTRNN_PLANS=stepwise runs without cooperative launches";
+    advice = ". plan=\"stepwise\" (or FASTRNN_PLANS=stepwise for a whole process) runs without cooperative launches";
   fail(launch, error, advice);
 }
 
-// What the kernel needs before its occupancy can be asked for or it is launched.
+// What a kernel with more shared memory or larger clusters than is portable needs, once, before its occupancy is asked for or it is
+// launched.
 template <typename... Parameters>
 void prepare(const Launch& launch, void (*kernel)(Parameters...)) {
   if (launch.shared_bytes > 48 * 1024)
@@ -67,7 +68,6 @@ void prepare(const Launch& launch, void (*kernel)(Parameters...)) {
 template <typename... Parameters>
 void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
   if (launch.grid == 0) return;
-  prepare(launch, kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(launch.grid));
   config.blockDim = dim3(static_cast<unsigned>(launch.threads));
@@ -88,10 +88,18 @@ void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameter
   check(launch, cudaLaunchKernelEx(&config, kernel, parameters...));
 }
 
+// The architecture that the kernel's code for the current device was compiled for, 80 for 8.0: an older one's PTX runs on a newer
+// device.
+template <typename... Parameters>
+int compiled_arch(const Launch& launch, void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  check(launch, cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion;
+}
+
 // How many blocks of the kernel can wait for each other on the current device.
 template <typename... Parameters>
 int resident_blocks(const Launch& launch, void (*kernel)(Parameters...), int multiprocessors) {
-  prepare(launch, kernel);
   int per_multiprocessor = 0;
   check(launch, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, launch.threads,
                                                               launch.shared_bytes));

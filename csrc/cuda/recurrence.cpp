@@ -9,7 +9,7 @@
 #include "../plan.h"
 #include "kernels.h"
 #include "launch.cuh"
-#include "portable.h"
+#include "matmul.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -86,29 +86,31 @@ bool with_recurrence(const Params& params, const Plan& plan, Function function) 
   });
 }
 
-// The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident) is
-// passed over.
+// The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident, no code
+// was compiled for such a device) is passed over.
 std::vector<Plan> plans_for(const PlanRequest& request, const DeviceLimits& device) {
   if (!request.wanted.empty()) make_plan(request, device);  // says why there is none
   return all_plans(request, device);
 }
 
-template <typename Params, typename Portable, typename Function>
-void run_first_that_fits(const Params& params, const PlanRequest& request, const Run& run, Portable portable,
+template <typename Params, typename Matmul, typename Function>
+void run_first_that_fits(const Params& params, const PlanRequest& request, const Run& run, Matmul matmul,
                          Function function) {
   const DeviceLimits device = current_device();
   for (const Plan& plan : plans_for(request, device)) {
-    if (plan.team == Team::kPortable) return portable(params, run.stream);
+    if (plan.team == Team::kMatmul) return matmul(params, run);
     if (with_recurrence(params, plan, [&](auto kernels) { return function(kernels, plan, device); })) return;
   }
-  throw std::runtime_error("no plan fits this device for " + describe(params.shape) +
-                           ": its multiprocessors are taken, or clusters are not available");
+  throw std::runtime_error(
+      "no plan fits this device for " + describe(params.shape) +
+      ": its multiprocessors are taken, or clusters are not available, or fastrnn was built for older "
+      "architectures alone (TORCH_CUDA_ARCH_LIST)");
 }
 
 }  // namespace
 
 void forward(const ForwardParams& params, const Run& run) {
-  run_first_that_fits(params, request_of(params, run.plan), run, portable_forward,
+  run_first_that_fits(params, request_of(params, run.plan), run, matmul_forward,
                       [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
                         return kernels.forward(params, plan, device, run);
                       });
@@ -118,7 +120,7 @@ void backward(const BackwardParams& params, const Run& run) {
   PlanRequest request = request_of(params, run.plan);
   request.backward = true;
   request.takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
-  run_first_that_fits(params, request, run, portable_backward,
+  run_first_that_fits(params, request, run, matmul_backward,
                       [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
                         return kernels.backward(params, plan, device, run);
                       });

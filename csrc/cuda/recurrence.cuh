@@ -6,28 +6,10 @@
 #include "backward.cuh"
 #include "kernels.h"
 #include "launch.cuh"
+#include "scratch.h"
+#include "slices.cuh"
 
 namespace fastrnn::cuda {
-
-// Cuts the scratch of a plan out of the caller's buffer.
-class Scratch {
- public:
-  Scratch(const Run& run, const std::string& what) : run_(run), what_(what) {}
-
-  void* take(int64_t bytes) {
-    void* array = static_cast<unsigned char*>(run_.workspace) + used_;
-    used_ += (bytes + 255) / 256 * 256;
-    if (run_.workspace == nullptr || used_ > run_.workspace_bytes)
-      throw std::runtime_error(what_ + ": the workspace has " + std::to_string(run_.workspace_bytes) +
-                               " bytes, more are needed");
-    return array;
-  }
-
- private:
-  const Run& run_;
-  const std::string& what_;
-  int64_t used_ = 0;
-};
 
 // `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward.
 template <typename Op>
@@ -70,7 +52,6 @@ bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), con
 
 template <typename Params>
 bool fits_clusters(const Launch& launch_, void (*kernel)(Params, Tiling, Workspace)) {
-  prepare(launch_, kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(launch_.cluster_size));
   config.blockDim = dim3(static_cast<unsigned>(launch_.threads));
@@ -100,10 +81,11 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (static_cast<int64_t>(arrays.used()) != plan.shared_bytes)
     throw std::logic_error(launch_.what + ": the plan has " + std::to_string(plan.shared_bytes) +
                            " bytes of shared memory, the kernel " + std::to_string(arrays.used()));
-  if (plan.team == Team::kCluster) {
-    launch_.cluster_size = plan.tiling.team_size;
-    if (!fits_clusters(launch_, kernel)) return false;
-  }
+  // In code for an architecture without the instructions it needs the kernel is empty.
+  if (compiled_arch(launch_, kernel) < Shared::kMinArch) return false;
+  if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
+  prepare(launch_, kernel);
+  if (plan.team == Team::kCluster && !fits_clusters(launch_, kernel)) return false;
   if (plan.team == Team::kGrid)
     check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));
   Tiling tiling = plan.tiling;
@@ -162,7 +144,7 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
     finish.threads = kThreads;
     finish.grid = static_cast<int>((num_sums + kThreads - 1) / kThreads);
     launch(finish, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
-           num_sums, plan.tiling.num_slices);
+           num_sums, int64_t{plan.tiling.num_slices});
   }
   return true;
 }

@@ -3,18 +3,31 @@
 
 #include <cuda_runtime.h>
 
+#include <functional>
 #include <string>
 
 #include "../params.h"
 
 namespace fastrnn::cuda {
 
+// out [m, n] = a [m, k] times b, which is [k, n], or [n, k] and transposed. a, b are in the storage type, out is in acc; no gaps.
+struct Product {
+  int64_t m, n, k;
+  const void* a;
+  const void* b;
+  bool transposes_b;
+  void* out;
+  ScalarKind scalar;
+};
+
 struct Run {
   cudaStream_t stream;
   // Empty, or a plan's name, then "+tf32" where float32 products may be tf32.
   std::string plan;
-  void* workspace;  // scratch, aligned to 256 bytes; may be nullptr for the portable plan
+  void* workspace;  // scratch, aligned to 256 bytes
   int64_t workspace_bytes;
+  // Makes a product ready; what it returns runs it on `stream`, as often as it is called.
+  std::function<std::function<void()>(const Product&)> make_product;
 };
 
 // Throw std::runtime_error, naming kernel, plan and shape, where the device refuses; std::invalid_argument for a plan that

@@ -22,8 +22,16 @@ struct Rows {
       return length < 0 ? 0 : length > steps ? steps : length;
     }
     if (!offsets) return steps;
-    int64_t length = 0;
-    while (length < steps && sample < (length + 1 < steps ? offsets[length + 1] : rows) - offsets[length]) ++length;
+    // Steps have ever fewer rows: the first that has none for this sample.
+    int64_t length = 0, end = steps;
+    while (length < end) {
+      const int64_t step = (length + end) / 2, next = step + 1 < steps ? offsets[step + 1] : rows;
+      if (sample < next - offsets[step]) {
+        length = step + 1;
+      } else {
+        end = step;
+      }
+    }
     return length;
   }
 

@@ -23,6 +23,15 @@ FASTRNN_DEVICE void store(double* p, double x) { *p = x; }
 FASTRNN_DEVICE void store(__half* p, float x) { *p = __float2half_rn(x); }
 FASTRNN_DEVICE void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16_rn(x); }
 
+template <typename T>
+FASTRNN_DEVICE const T* at(const void* base, int64_t index) {
+  return static_cast<const T*>(base) + index;
+}
+template <typename T>
+FASTRNN_DEVICE T* at(void* base, int64_t index) {
+  return static_cast<T*>(base) + index;
+}
+
 // x as it reads back once it was stored.
 template <typename Scalar>
 FASTRNN_DEVICE AccOf<Scalar> rounded(AccOf<Scalar> x) {

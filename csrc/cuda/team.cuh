@@ -203,7 +203,7 @@ class GridTeam : public TeamBase<Op, kN_> {
     for (int i = threadIdx.x; i < kN * this->rows_ * kParts; i += kThreads) {
       const int row = i / kParts, n = row / this->rows_, k = row % this->rows_;
       const int64_t offset = this->at(shared_.x, n, k) - shared_.x + i % kParts * (16 / sizeof(Element));
-      cp_async<16>(shared_.x + offset, buffer(turn) + offset, k < this->num_rows_);
+      cp_async(shared_.x + offset, buffer(turn) + offset, k < this->num_rows_);
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -250,7 +250,7 @@ class GridTeam : public TeamBase<Op, kN_> {
   }
   FASTRNN_DEVICE void wait_for(const unsigned* counter, int rounds, const char* what) {
     if (threadIdx.x == 0) {
-      const auto all = static_cast<unsigned>(rounds * tiling_.team_size);
+      const unsigned all = static_cast<unsigned>(rounds) * static_cast<unsigned>(tiling_.team_size);
       Spin spin(what, rounds);
       // as a difference, so that it may wrap around
       while (static_cast<int>(load_acquire(counter) - all) < 0) spin.pause();

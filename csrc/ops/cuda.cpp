@@ -6,6 +6,7 @@
 #include "../cuda/norms.h"
 #include "../cuda/recurrence.h"
 #include "norms.h"
+#include "product.h"
 #include "tensors.h"
 
 namespace fastrnn::ops {
@@ -22,8 +23,11 @@ void on_device(int32_t device_index, Function function) {
 
 template <typename Params>
 void run_on(void (*function)(const Params&, const cuda::Run&), const Params& params, const Call& call) {
-  on_device(call.device_index,
-            [&](cudaStream_t stream) { function(params, {stream, call.plan, call.workspace, call.workspace_bytes}); });
+  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, call.device_index);
+  const auto make_product = [&](const cuda::Product& product) { return torch_product(product, device); };
+  on_device(call.device_index, [&](cudaStream_t stream) {
+    function(params, {stream, call.plan, call.workspace, call.workspace_bytes, make_product});
+  });
 }
 
 void forward(const ForwardParams& params, const Call& call) { run_on(cuda::forward, params, call); }

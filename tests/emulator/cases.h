@@ -65,9 +65,9 @@ inline std::vector<Case> cases(const std::string& selection) {
   const auto add = [&](const Number& number, const std::string& plan, CellKind cell) {
     Case c{.cell = cell, .scalar = number.scalar, .plan = plan + number.suffix};
     const uint32_t layout = choose(3), site = choose(3), clip = choose(3);
-    c.batch = plan == "block" ? 3 : plan == "portable" ? 2 : choose(3) == 0 ? 17 : 5;
+    c.batch = plan == "block" ? 3 : choose(3) == 0 ? 17 : 5;
     // Units of several blocks, but for `block` itself; never a multiple of anything.
-    c.hidden_size = plan == "portable" ? 5 : plan == "block" ? 13 : choose(2) ? 21 : 37;
+    c.hidden_size = plan == "block" ? 13 : choose(2) ? 21 : 37;
     c.directions = 1 + choose(2);
     c.ragged = layout == 1;
     c.packed = layout == 2;
@@ -77,16 +77,24 @@ inline std::vector<Case> cases(const std::string& selection) {
     c.clip = static_cast<ClipMode>(clip);
     // The cluster plan has no kernels for double. Where relu's slope jumps, rounding decides.
     if (plan == "cluster" && number.scalar == kDouble) return;
-    if (plan == "portable" && number.suffix[0] != '\0') return;
+    if (plan == "matmul" && number.suffix[0] != '\0') return;  // its products are not ours
     if (cell == kRnnRelu && number.scalar != kFloat && number.scalar != kDouble) return;
     result.push_back(c);
   };
   for (const Number& number : numbers)
     for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
-      for (const std::string plan : {"block", "stepwise", "grid", "cluster", "portable"})
+      for (const std::string plan : {"block", "stepwise", "grid", "cluster", "matmul"})
         for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, plan, cell);
-  result.push_back(
-      {.cell = kLstm, .plan = "portable", .hidden_size = 6, .projects = true, .ragged = true, .site = 's'});
+  for (const ClipMode clip : {ClipMode::kNone, ClipMode::kNorm, ClipMode::kValue})
+    result.push_back({.cell = kLstm,
+                      .plan = "matmul",
+                      .hidden_size = 6,
+                      .directions = clip == ClipMode::kNorm ? 2 : 1,
+                      .projects = true,
+                      .ragged = clip != ClipMode::kValue,
+                      .packed = clip == ClipMode::kValue,
+                      .site = 's',
+                      .clip = clip});
   if (selection != "all") return result;
   // More teams than can run at once; weights that do not fit on chip; a device that has fewer features.
   result.push_back({.cell = kLstm, .plan = "grid", .batch = 17, .hidden_size = 64, .directions = 2, .device = "small"});
@@ -94,6 +102,7 @@ inline std::vector<Case> cases(const std::string& selection) {
   result.push_back({.cell = kLstm, .scalar = kHalf, .plan = "block", .steps = 2, .batch = 9, .hidden_size = 121});
   result.push_back({.cell = kGru, .scalar = kHalf, .plan = "grid", .steps = 2, .hidden_size = 72, .device = "A100"});
   result.push_back({.cell = kGru, .plan = "", .hidden_size = 7, .device = "old"});
+  result.push_back({.cell = kLstm, .plan = "", .hidden_size = 7, .device = "H100 with code for 7.5"});
   return result;
 }
 

@@ -24,6 +24,8 @@ const DeviceLimits kDevices[] = {
     {"A100", 8, 0, {16, 16, 16, 16, 16, 14, 14}, 163 << 10, 164 << 10, 2048, 32},
     {"RTX 4090", 8, 9, {12, 12, 12, 12, 12, 12, 12, 12, 12, 10, 10}, 99 << 10, 100 << 10, 1536, 24},
     {"small", 9, 0, {8, 8}, 227 << 10, 228 << 10, 2048, 32},
+    {"H100 with code for 8.0", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32, 80},
+    {"H100 with code for 7.5", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32, 75},
     {"old", 7, 5, {8, 8}, 64 << 10, 64 << 10, 1024, 16},
 };
 
@@ -212,7 +214,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   attributes->maxThreadsPerBlock = kMostThreads;
   attributes->maxDynamicSharedSizeBytes = functions[kernel].shared_bytes;
   attributes->numRegs = kMostRegisters;
-  attributes->binaryVersion = attributes->ptxVersion = device().major * 10 + device().minor;
+  attributes->binaryVersion = device().major * 10 + device().minor;
+  attributes->ptxVersion = device().compiled_arch ? device().compiled_arch : attributes->binaryVersion;
   return cudaSuccess;
 }
 

@@ -17,11 +17,13 @@ struct DeviceLimits {
   int shared_per_multiprocessor;
   int threads_per_multiprocessor;
   int blocks_per_multiprocessor;
+  int compiled_arch = 0;  // what the kernels' code was compiled for, 80 for 8.0; 0: for this device
 
   int num_multiprocessors() const;
 };
 
-// "H100", "A100", "RTX 4090", "small" (Hopper's features on 16 multiprocessors) or "old" (7.5).
+// "H100", "A100", "RTX 4090", "small" (Hopper's features on 16 multiprocessors), "old" (7.5), "H100 with code for 8.0", "H100 with code
+// for 7.5".
 void use_device(const std::string& name);
 const DeviceLimits& device();
 

@@ -38,7 +38,7 @@ def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "portable_float" if cases == "portable" else f"{cell}_float"
+    unit = "matmul_float" if cases == "matmul" else f"{cell}_float"
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
 
 
@@ -98,10 +98,16 @@ MISTAKES = [
     kernel("barriers not fenced", "team.cuh", "      fence_mbarrier_init();\n", "", "cluster", shows="without fence_mbarrier_init"),
     kernel("splits added before they are there", "product.cuh", "  __syncthreads();\n  if (split != 0) return;", "  if (split != 0) return;", "grid"),
     kernel("packed rows of the first sample", "rows.cuh", "offsets[step] + sample", "offsets[step]", ""),
-    kernel("portable: mask forgotten in backward", "portable.cuh", "if (state_mask) sum *= state_mask[k];", "", "portable"),
-    kernel("portable: no barrier before the product", "portable.cuh",
-           "      if (w_hr) store(at<Scalar>(p.hidden, unit_at), next.h);\n    }\n    __syncthreads();",
-           "      if (w_hr) store(at<Scalar>(p.hidden, unit_at), next.h);\n    }", "portable"),
+    kernel("matmul: mask forgotten in backward", "matmul.cuh",
+           "*at<Acc>(w.product, index) * mask_at<Acc>(p, DropoutSite::kState, index);", "*at<Acc>(w.product, index);", "matmul"),
+    kernel("matmul: state of the projection kept", "matmul.cuh", "return p.w_hr[0] ? product :", "return", "matmul"),
+    kernel("matmul: bias not cleared", "matmul_run.cuh",
+           "check(memory, cudaMemsetAsync(w.bias, 0, static_cast<size_t>(sums) * sizeof(Acc), run.stream));", ";", "matmul"),
+    kernel("matmul: no barrier before the sum is read", "matmul.cuh",
+           "partial[threadIdx.x] += partial[threadIdx.x + half];\n    __syncthreads();",
+           "partial[threadIdx.x] += partial[threadIdx.x + half];", "matmul"),
+    kernel("matmul: rows past a length left as they were", "matmul.cuh",
+           "clear_row<Scalar>(p.grad_gates, row, num_gates(p.shape.cell) * H);", "", "matmul"),
 ]  # fmt: skip
 
 

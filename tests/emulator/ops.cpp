@@ -4,20 +4,74 @@
 #include "../../csrc/cuda/norms.h"
 #include "../../csrc/cuda/recurrence.h"
 #include "../../csrc/ops/norms.h"
+#include "../../csrc/ops/product.h"
 #include "../../csrc/ops/tensors.h"
 #include "device.h"
 #include "grid.h"
+#include "product.h"
 
 namespace fastrnn::ops {
 namespace {
 
-void forward(const ForwardParams& params, const Call& call) {
+// Torch has no product of 16-bit numbers with float32 results on the CPU.
+std::function<void()> make_product(const cuda::Product& product) {
+  const bool is_half = product.scalar == ScalarKind::kHalf || product.scalar == ScalarKind::kBfloat16;
+  if (is_half) return emulator::plain_product(product);
+  return torch_product(product, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+cuda::Run run_of(const Call& call) {
   emulator::reset_device();
-  cuda::forward(params, {nullptr, call.plan, call.workspace, call.workspace_bytes});
+  emulator::poison(call.workspace, static_cast<size_t>(call.workspace_bytes));
+  return {nullptr, call.plan, call.workspace, call.workspace_bytes, make_product};
+}
+
+// Whatever an output held before, no kernel may count on it.
+class Poisoner {
+ public:
+  explicit Poisoner(const Shape& shape)
+      : shape_(shape),
+        scalar_bytes_(shape.scalar == ScalarKind::kDouble  ? 8
+                      : shape.scalar == ScalarKind::kFloat ? 4
+                                                           : 2) {}
+  void scalars(void* output, int64_t count) const { bytes(output, count * scalar_bytes_); }
+  void accs(void* output, int64_t count) const { bytes(output, count * std::max<int64_t>(scalar_bytes_, 4)); }
+  void bytes(void* output, int64_t count) const {
+    if (output) emulator::poison(output, static_cast<size_t>(count));
+  }
+  int64_t per_row() const { return shape_.directions * shape_.rows; }
+  int64_t per_sample() const { return shape_.directions * shape_.batch; }
+
+ private:
+  const Shape& shape_;
+  int64_t scalar_bytes_;
+};
+
+void forward(const ForwardParams& params, const Call& call) {
+  const Poisoner poison(params.shape);
+  const int64_t H = params.shape.hidden_size, P = params.shape.state_size;
+  poison.scalars(params.y, poison.per_row() * P);
+  poison.scalars(params.h_n, poison.per_sample() * P);
+  poison.scalars(params.c_n, poison.per_sample() * H);
+  poison.accs(params.cells, poison.per_row() * H);
+  poison.scalars(params.n_h, poison.per_row() * H);
+  poison.scalars(params.hidden, poison.per_row() * H);
+  cuda::forward(params, run_of(call));
 }
 void backward(const BackwardParams& params, const Call& call) {
-  emulator::reset_device();
-  cuda::backward(params, {nullptr, call.plan, call.workspace, call.workspace_bytes});
+  const Poisoner poison(params.shape);
+  const int64_t H = params.shape.hidden_size, P = params.shape.state_size, G = num_gates(params.shape.cell);
+  const int64_t steps = poison.per_sample() * params.shape.steps;
+  poison.accs(params.norms, steps);
+  poison.bytes(params.clipped, steps);
+  poison.scalars(params.grad_gates, poison.per_row() * G * H);
+  poison.scalars(params.grad_n_h, poison.per_row() * H);
+  poison.scalars(params.grad_h, poison.per_row() * P);
+  poison.scalars(params.grad_h0, poison.per_sample() * P);
+  poison.scalars(params.grad_c0, poison.per_sample() * H);
+  poison.accs(params.grad_bias, params.shape.directions * (G == 3 ? 4 : G) * H);
+  poison.scalars(params.h_prev, poison.per_row() * P);
+  cuda::backward(params, run_of(call));
 }
 
 void norm(const NormParams& params, int32_t) {

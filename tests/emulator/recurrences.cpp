@@ -15,6 +15,7 @@
 #include "device.h"
 #include "grid.h"
 #include "norm_check.h"
+#include "product.h"
 #include "reference.h"
 
 namespace fastrnn::emulator {
@@ -115,9 +116,10 @@ struct Comparison {
 int64_t workspace_bytes(const Shape& shape, bool backward) {
   const int64_t G = reference::num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
   const int64_t D = shape.directions, H = shape.hidden_size, rows = (backward ? G : 1) * H + 32, width = 8;
-  int64_t bytes = 6 * 256 + slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width;
+  int64_t bytes = slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width;
   if (backward) bytes += D * samples * 2 * ((H + 7) / 8) * 8 + slices * D * (G + 1) * H * width;
-  return bytes;
+  const int64_t by_matmul = D * shape.batch * H * width * ((backward ? 2 * G + 4 : G + 3) + 2);
+  return 7 * 256 + std::max(bytes, by_matmul);
 }
 
 template <typename T>
@@ -168,7 +170,7 @@ bool run_case(const Case& c) {
     void* scratch = std::aligned_alloc(256, (num_bytes + 255) / 256 * 256);
     poison(scratch, num_bytes);
     const std::unique_ptr<void, decltype(&std::free)> owner(scratch, std::free);
-    function(params, {nullptr, c.plan, scratch, num_bytes});
+    function(params, {nullptr, c.plan, scratch, num_bytes, plain_product});
   };
   run_with_scratch(cuda::forward, forward, false);
   Comparison compare{c};

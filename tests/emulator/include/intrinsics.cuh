@@ -1,4 +1,4 @@
-// The twin of csrc/cuda/intrinsics.cuh: the same names, without a GPU.
+// The twin of csrc/cuda/intrinsics.cuh: the same names without a GPU, and some that no kernel uses yet.
 //
 // Where the hardware leaves something open, this chooses what hurts a wrong kernel: copies land late and leave poison until
 // then, operands that should have been rounded are truncated, words written one after the other are seen so.
@@ -161,7 +161,7 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Sit
 
 // ------------------------------------------------------------------------------------------------------- cp.async
 
-template <int kBytes>
+template <int kBytes = 16>
 void cp_async(void* shared, const void* global, bool valid, Site site = Site::current()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   emulator::cp_async(shared, global, kBytes, valid, site);

@@ -1,0 +1,42 @@
+// The cells as kernels take them: RNN chooses its nonlinearity at run time.
+#pragma once
+
+#include "../cells.h"
+#include "../params.h"
+
+#include <intrinsics.cuh>
+
+namespace fastrnn::cuda {
+
+struct RnnCell {
+  static constexpr int kGates = 1;
+  static constexpr bool kHasCell = false, kHasExtra = false;
+  bool relu;
+  FASTRNN_DEVICE explicit RnnCell(CellKind kind) : relu(kind == CellKind::kRnnRelu) {}
+  template <typename Acc, typename... Rest>
+  FASTRNN_DEVICE State<Acc> forward(const Acc (&x)[1], Rest&&... rest) const {
+    return relu ? RnnRelu::forward(x, rest...) : RnnTanh::forward(x, rest...);
+  }
+  template <typename Acc, typename... Rest>
+  FASTRNN_DEVICE State<Acc> backward(State<Acc> grad, Rest&&... rest) const {
+    return relu ? RnnRelu::backward(grad, rest...) : RnnTanh::backward(grad, rest...);
+  }
+};
+struct LstmCell : Lstm {
+  FASTRNN_DEVICE explicit LstmCell(CellKind) {}
+};
+struct GruCell : Gru {
+  FASTRNN_DEVICE explicit GruCell(CellKind) {}
+};
+
+FASTRNN_HD int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
+
+// Clamps x as torch.clamp does: NaN stays. Whether that changed it.
+template <typename Acc>
+FASTRNN_DEVICE bool clamp_value(Acc limit, Acc& x) {
+  if (!(x > limit || x < -limit)) return false;
+  x = x > 0 ? limit : -limit;
+  return true;
+}
+
+}  // namespace fastrnn::cuda

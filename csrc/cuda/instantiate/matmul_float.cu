@@ -1,0 +1,3 @@
+#include "../matmul_run.cuh"
+
+template struct fastrnn::cuda::MatmulKernels<float>;

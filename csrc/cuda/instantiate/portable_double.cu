@@ -1,3 +1,0 @@
-#include "../portable_launch.cuh"
-
-template struct fastrnn::cuda::PortableKernels<double>;
