@@ -65,9 +65,9 @@ inline std::vector<Case> cases(const std::string& selection) {
   const auto add = [&](const Number& number, const std::string& plan, CellKind cell) {
     Case c{.cell = cell, .scalar = number.scalar, .plan = plan + number.suffix};
     const uint32_t layout = choose(3), site = choose(3), clip = choose(3);
-    c.batch = plan == "block" ? 3 : choose(3) == 0 ? 17 : 5;
+    c.batch = plan == "block" ? 3 : plan == "matmul" ? 5 : choose(3) == 0 ? 17 : 5;
     // Units of several blocks, but for `block` itself; never a multiple of anything.
-    c.hidden_size = plan == "block" ? 13 : choose(2) ? 21 : 37;
+    c.hidden_size = plan == "matmul" ? 7 : plan == "block" ? 13 : choose(2) ? 21 : 37;
     c.directions = 1 + choose(2);
     c.ragged = layout == 1;
     c.packed = layout == 2;
