@@ -63,7 +63,7 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
   } else {
     const int groups = lstm && team == Team::kBlock ? 2 : 1;
     facts = {request.shape.hidden_size, groups * (lstm ? 8 : 16), groups * (lstm ? 2 : gates), 0};
-    registers = batch_tiles == 1 ? 120 : 80;
+    registers = batch_tiles == 1 ? 112 : 80;
   }
   if (operand.in_registers) facts.register_chunks = registers / 8 / facts.tiles;
   return facts;

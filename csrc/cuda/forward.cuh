@@ -54,7 +54,7 @@ struct ForwardRows {
 
 // Registers of a thread that hold weights: what the rest of the kernel leaves free.
 template <int kN>
-constexpr int kForwardRegisters = kN == 1 ? 120 : 80;
+constexpr int kForwardRegisters = kN == 1 ? 112 : 80;
 
 template <typename Op, typename Cell, typename Team, int kGroups>
 struct ForwardShared {
@@ -75,17 +75,21 @@ struct ThreadSamples {
   int index[kN][2];
   int length[kN][2];  // 0 past the batch
   int longest;        // of the slice
+  // A lane of the warp finds the length of a sample, for all.
   FASTRNN_DEVICE ThreadSamples(const Rows& rows, int slice) {
-    const int first = slice * kN * kTileBatch;
-    longest = 0;
-    for (int i = 0; i < kN * kTileBatch; ++i) {
-      const int length = first + i < rows.batch ? static_cast<int>(rows.length(first + i)) : 0;
-      longest = length > longest ? length : longest;
+    const int first = slice * kN * kTileBatch, of_lane = first + threadIdx.x % kWarp % (kN * kTileBatch);
+    const int found = of_lane < rows.batch ? static_cast<int>(rows.length(of_lane)) : 0;
+    longest = found;
+    FASTRNN_UNROLL
+    for (int mask = 1; mask < kN * kTileBatch; mask *= 2) {
+      const int other = __shfl_xor_sync(0xffffffffu, longest, mask);
+      longest = other > longest ? other : longest;
     }
     for (int n = 0; n < kN; ++n)
       for (int j = 0; j < 2; ++j) {
-        index[n][j] = first + n * kTileBatch + 2 * Lane::of_thread().quad + j;
-        length[n][j] = index[n][j] < rows.batch ? static_cast<int>(rows.length(index[n][j])) : 0;
+        const int in_slice = n * kTileBatch + 2 * Lane::of_thread().quad + j;
+        index[n][j] = first + in_slice;
+        length[n][j] = __shfl_sync(0xffffffffu, found, in_slice);
       }
   }
   FASTRNN_DEVICE bool exists(int n, int j, const Rows& rows) const { return index[n][j] < rows.batch; }

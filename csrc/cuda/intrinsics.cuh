@@ -145,7 +145,8 @@ class Spin {
 
 // All threads of all blocks of the cluster meet; what they wrote before is seen after. The threads of a warp may come apart.
 FASTRNN_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+  __syncwarp();  // the instructions want warps that are together
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // The place in the shared memory of the block `rank` that `own_shared` is in this block's.
