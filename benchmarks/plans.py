@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from fastrnn import _C
 
@@ -26,7 +25,7 @@ SHAPES = [
 ]
 
 
-def teams(plan: dict[str, Any]) -> str:
+def teams(plan: _C.Plan) -> str:
     """Blocks a team and teams; the plan that torch's product is part of has none."""
     return f"{plan['team_size']} x {plan['num_teams']}" if plan["num_teams"] else ""
 

@@ -50,6 +50,19 @@ def cases(quick: bool) -> Iterator[tuple[Case, torch.dtype, str | None]]:
         )
 
 
+def check_capture(team: str) -> tuple[str, dict[str, Any]]:
+    """Whether a CUDA graph takes a layer that has never run, and computes what a plain run computes."""
+    layer = make_layer(Case("gru", "lengths", directions=2, steps=5, batch=9, hidden_size=64), torch.float16, "cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with torch.cuda.graph(graph):
+            captured = layer.apply("cuda", plan=team)
+        graph.replay()
+        plain = layer.apply("cuda", plan=team)
+    same = all(a.equal(b) for a, b in zip(captured, plain, strict=True))
+    return ("ok" if same else "wrong"), {"bit_equal": same}
+
+
 def check(records: Records, backend: str, team: str, quick: bool) -> None:
     device = "cuda" if backend == "cuda" else "cpu"
     for case, dtype, clip in cases(quick):
@@ -63,6 +76,12 @@ def check(records: Records, backend: str, team: str, quick: bool) -> None:
                 raise SystemExit(f"the GPU's context is lost: {text[:200]}") from error
             status, values = ("refused" if "plan" in text else "error"), {"what": text[:500]}
         records.add(name, status, **values)
+    if backend == "cuda" and not quick:
+        try:
+            status, values = check_capture(team)
+        except RuntimeError as error:
+            status, values = "error", {"what": str(error)[:500]}
+        records.add(f"{team} captured in a CUDA graph before any run", status, **values)
 
 
 def check_one(
