@@ -6,6 +6,7 @@ what was built, for what, and what is here.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps fastrnn"
+
+# What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
+ARGUMENTS = "c6430f4b2027"
 
 _why_not: dict[str, str] = {}
 
@@ -63,6 +67,15 @@ def _built_and_here(info: BuildInfo) -> str:
     )
 
 
+def arguments_digest() -> str:
+    """Of the names of all arguments of the operators that are loaded."""
+    text = ""
+    for name in ("recurrence_forward", "recurrence_backward", "matmul", "sum_of_squares", "clip_"):
+        operator = getattr(torch.ops.fastrnn, name, None)
+        text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _load(backend: str, info: BuildInfo | None) -> str:
     """Load a backend's operators; the reason where that cannot be."""
     if info is None:
@@ -84,6 +97,11 @@ def _load(backend: str, info: BuildInfo | None) -> str:
         torch.ops.load_library(files[0])
     except OSError as error:
         return f"fastrnn's {name} does not load: {error}. {_built_and_here(info)}"
+    if arguments_digest() != ARGUMENTS:
+        return (
+            f"fastrnn's {name} was compiled from other sources than these Python files come with (was a checkout updated after "
+            f"its build?). Build it again: {_REBUILD}, or pip install --no-build-isolation -e . in a checkout"
+        )
     return ""
 
 

@@ -167,3 +167,12 @@ def test_one_build_runs_under_another_torch_with_the_same_results():
     assert ours["y"] == others["y"]
     assert ours["grads"] == others["grads"]
     assert len(others["openmp"]) == 1
+
+
+@compiled
+def test_a_library_of_other_sources_than_the_python_files_is_told_from_its_operators(monkeypatch):
+    assert _library.arguments_digest() == _library.ARGUMENTS, "csrc/ops/schema.h has changed, so ARGUMENTS has to"
+    monkeypatch.setattr(_library, "ARGUMENTS", "of an older checkout")
+    reason = _library._load("cpu", _library.build_info())
+    assert "was compiled from other sources than these Python files" in reason
+    assert "Build it again: pip install" in reason
