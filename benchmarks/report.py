@@ -145,7 +145,7 @@ def markdown(files: Sequence[Path]) -> str:
 _COLORS = {"lstm": "#3b6fb6", "gru": "#d1495b", "rnn": "#5f9e6e"}
 
 
-def figure(files: Sequence[Path], out: Path) -> None:
+def figure(files: Sequence[Path], out: Path, suites: Sequence[str] = ()) -> None:
     """One panel per suite, mode and baseline: speed-up by shape and cell, with the spread between the quartiles."""
     import matplotlib
 
@@ -158,7 +158,7 @@ def figure(files: Sequence[Path], out: Path) -> None:
         environment = found["environment"]
         where = environment.get("gpu") or f"{environment['threads']} thread{'s' * (environment['threads'] > 1)}"
         for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
-            if suite != "memory":
+            if suite != "memory" and (not suites or suite in suites):
                 panels[(suite, mode, baseline, where)][cell] = by_shape
     columns = 2
     rows = math.ceil(len(panels) / columns)
@@ -202,10 +202,11 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", help="written by python -m benchmarks.run")
     parser.add_argument("--out", type=Path, help="the markdown file; else it is printed")
     parser.add_argument("--figure", type=Path, help="the picture (needs matplotlib)")
+    parser.add_argument("--figure-suites", default="", help="of these suites alone: a,b")
     arguments = parser.parse_args()
     text = markdown(arguments.files)
     if arguments.figure:
-        figure(arguments.files, arguments.figure)
+        figure(arguments.files, arguments.figure, [suite for suite in arguments.figure_suites.split(",") if suite])
         if arguments.out:
             text = text.replace("# Results\n", f"# Results\n\n![speed-ups]({arguments.figure.name})\n", 1)
     if arguments.out:
