@@ -82,9 +82,10 @@ def clip_grad_norm_(
         foreach: given on to torch's function where that is used.
         trust_backward: save the first pass: use the sums of squares that fastrnn's backward takes of the gradients it writes, for
             each gradient whose tensor (storage, version, shape, strides) is still the one that backward made. Backward takes
-            them once a clip has asked for them; they cost it nothing that can be measured. Only for who does not change
+            them once a clip has asked for them; on the CPU they cost it nothing that can be measured, on a GPU
+            a small kernel a gradient. Only for who does not change
             gradients behind autograd's back: ``GradScaler.unscale_``, ``dist.all_reduce``, ``.data``, ``.numpy()`` and a fused
-            optimizer's step with a ``grad_scale`` leave no trace. (CPU; on CUDA the norm is computed in any case.)
+            optimizer's step with a ``grad_scale`` leave no trace.
 
     Returns:
         Tensor of shape (): the norm before clipping.

@@ -162,7 +162,7 @@ def _layer_backward(
     flat_x = _without_padding(x, lengths, offsets).flatten(0, -2).contiguous()
     h0 = h0.contiguous()
     h_prev = grads.h_prev if need_h_prev else None
-    squares = gradient_sums.new(len(weights), x.device) if backend == "cpu" else None
+    squares = gradient_sums.new(len(weights), x.device) if backend != "reference" else None
     square: Sequence[Tensor | None] = [None] * len(weights) if squares is None else squares.split(1)
     grad_weights: list[Tensor | None] = []
     for d in range(num_directions):

@@ -377,14 +377,27 @@ def weight_gradient(
     own.
 
     Args:
-        squares: (1,) float64, backend "cpu" alone: the result's sum of squares is added, by the products themselves.
+        squares: (1,) float64, zero: becomes the result's sum of squares. On the CPU the products themselves take it; elsewhere a
+            kernel right after them does, while a GPU has the result in its cache.
     """
+    if backend == "cpu":
+        return _weight_gradient_by_operator(backend, groups, squares)
     if backend in ("reference", "emulated"):
         acc = compute_dtype(groups[0][0][0].dtype)
         parts = [sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs) for pairs in groups]
-        return torch.cat([cast(Tensor, part).to(groups[0][0][0].dtype) for part in parts])
-    if backend == "cuda" and len(groups) == 1 and len(groups[0]) == 1:
-        return groups[0][0][0].t() @ groups[0][0][1]
+        out = torch.cat([cast(Tensor, part).to(groups[0][0][0].dtype) for part in parts])
+    elif len(groups) == 1 and len(groups[0]) == 1:
+        out = groups[0][0][0].t() @ groups[0][0][1]
+    else:
+        out = _weight_gradient_by_operator(backend, groups, None)
+    if squares is not None:
+        sum_of_squares([out], [], squares)
+    return out
+
+
+def _weight_gradient_by_operator(
+    backend: str, groups: Sequence[Sequence[tuple[Tensor, Tensor]]], squares: Tensor | None
+) -> Tensor:
     num_rows = [pairs[0][0].size(1) for pairs in groups]
     grad, operand = groups[0][0]
     out = grad.new_empty((sum(num_rows), operand.size(1)))

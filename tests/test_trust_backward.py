@@ -55,6 +55,17 @@ def test_backward_knows_the_sum_of_each_gradient_it_made(name):
     assert_clips_as_torch(model, 0.5, trust_backward=True)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_every_backend_with_kernels_takes_the_sums(fused_backend, device, name):
+    model = model_of(MODULES[name]()).to(device)
+    rnn = model[1]
+    y, _ = rnn(torch.randn(6, 4, 5, device=device))
+    y.square().sum().backward()
+    for parameter in rnn.parameters():
+        (total,), _ = gradient_sums.split([parameter.grad])
+        torch.testing.assert_close(total.squeeze(), parameter.grad.double().square().sum(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_the_sum_is_that_of_the_stored_gradient_in_each_dtype(dtype):
     model = model_of(MODULES["LSTM projected"]().to(torch.float32)).to(dtype)
