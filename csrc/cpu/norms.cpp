@@ -30,9 +30,15 @@ struct Bfloat16Bits {
   uint16_t bits;
 };
 
+#if defined(__aarch64__)
+using Float16 = __fp16;  // g++ before 13 has no _Float16 there
+#else
+using Float16 = _Float16;
+#endif
+
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-inline float widen(_Float16 x) { return x; }
+inline float widen(Float16 x) { return x; }
 inline float widen(Bfloat16Bits x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;
@@ -42,7 +48,7 @@ inline float widen(Bfloat16Bits x) {
 
 inline void narrow(float x, float& out) { out = x; }
 inline void narrow(double x, double& out) { out = x; }
-inline void narrow(float x, _Float16& out) { out = static_cast<_Float16>(x); }
+inline void narrow(float x, Float16& out) { out = static_cast<Float16>(x); }
 inline void narrow(float x, Bfloat16Bits& out) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -73,7 +79,7 @@ inline void narrow(float x, Bfloat16Bits& out) {
   }
 FASTRNN_NORM_LOOPS(float, float)
 FASTRNN_NORM_LOOPS(double, double)
-FASTRNN_NORM_LOOPS(half, _Float16)
+FASTRNN_NORM_LOOPS(half, Float16)
 FASTRNN_NORM_LOOPS(bfloat16, Bfloat16Bits)
 #undef FASTRNN_NORM_LOOPS
 
@@ -81,7 +87,7 @@ double block_sum(const Block& block) {
   switch (block.scalar) {
     case ScalarKind::kFloat: return sum_float(static_cast<const float*>(block.data), block.size);
     case ScalarKind::kDouble: return sum_double(static_cast<const double*>(block.data), block.size);
-    case ScalarKind::kHalf: return sum_half(static_cast<const _Float16*>(block.data), block.size);
+    case ScalarKind::kHalf: return sum_half(static_cast<const Float16*>(block.data), block.size);
     default: return sum_bfloat16(static_cast<const Bfloat16Bits*>(block.data), block.size);
   }
 }
@@ -90,7 +96,7 @@ void block_scale(const Block& block, double factor) {
   switch (block.scalar) {
     case ScalarKind::kFloat: return scale_float(static_cast<float*>(block.data), block.size, factor);
     case ScalarKind::kDouble: return scale_double(static_cast<double*>(block.data), block.size, factor);
-    case ScalarKind::kHalf: return scale_half(static_cast<_Float16*>(block.data), block.size, factor);
+    case ScalarKind::kHalf: return scale_half(static_cast<Float16*>(block.data), block.size, factor);
     default: return scale_bfloat16(static_cast<Bfloat16Bits*>(block.data), block.size, factor);
   }
 }
@@ -104,7 +110,7 @@ double read(const void* value, ScalarKind scalar) {
   switch (scalar) {
     case ScalarKind::kFloat: return read<float>(value);
     case ScalarKind::kDouble: return read<double>(value);
-    case ScalarKind::kHalf: return read<_Float16>(value);
+    case ScalarKind::kHalf: return read<Float16>(value);
     default: return read<Bfloat16Bits>(value);
   }
 }
@@ -113,7 +119,7 @@ void write(double value, void* out, ScalarKind scalar) {
   switch (scalar) {
     case ScalarKind::kFloat: return narrow(static_cast<float>(value), *static_cast<float*>(out));
     case ScalarKind::kDouble: return narrow(value, *static_cast<double*>(out));
-    case ScalarKind::kHalf: return narrow(static_cast<float>(value), *static_cast<_Float16*>(out));
+    case ScalarKind::kHalf: return narrow(static_cast<float>(value), *static_cast<Float16*>(out));
     default: return narrow(static_cast<float>(value), *static_cast<Bfloat16Bits*>(out));
   }
 }
