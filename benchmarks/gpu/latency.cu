@@ -79,6 +79,12 @@ struct Mailbox {  // two turns
   MBarrier arrived[2];
 };
 
+__device__ unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
 // Copies `bytes` of the own shared memory into a peer's and counts them at its barrier.
 __device__ void copy_bulk(SharedAddress peer, SharedAddress peer_barrier, const void* own, unsigned bytes) {
   asm volatile(
