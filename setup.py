@@ -45,7 +45,7 @@ def import_torch() -> Any:
             f"torch cannot be imported here ({error}).\n"
             "fastrnn is compiled against the torch that it will run with, so pip must not build it in isolation:\n"
             f"  1. install torch >= {MIN_TORCH[0]}.{MIN_TORCH[1]} (https://pytorch.org)\n"
-            "  2. pip install --no-build-isolation fastrnn"
+            "  2. pip install --no-build-isolation . (in fastrnn's checkout)"
         )
     found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if found < MIN_TORCH:

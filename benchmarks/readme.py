@@ -23,9 +23,9 @@ BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- end of t
 _SUITES = ("headline", "ragged", "features", "kernelbench")
 _MODES = {
     "inference": "inference",
-    "train": "training step",
-    "features on against off": "training step",
-    "variational mask against a loop": "training step",
+    "train": "forward and backward",
+    "features on against off": "forward and backward",
+    "variational mask against a loop": "forward and backward",
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastrnn._C import BuildInfo
 
 _FOLDER = Path(__file__).parent
-_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps fastrnn"
+_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in fastrnn's checkout)"
 
 # What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
 ARGUMENTS = "c6430f4b2027"
@@ -100,7 +100,7 @@ def _load(backend: str, info: BuildInfo | None) -> str:
     if arguments_digest() != ARGUMENTS:
         return (
             f"fastrnn's {name} was compiled from other sources than these Python files come with (was a checkout updated after "
-            f"its build?). Build it again: {_REBUILD}, or pip install --no-build-isolation -e . in a checkout"
+            f"its build?). Build it again: {_REBUILD}"
         )
     return ""
 

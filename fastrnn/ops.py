@@ -117,7 +117,9 @@ def rnn_uses_tf32() -> bool:
 
 
 def _with_tf32(backend: str, plan: str, dtype: torch.dtype) -> str:
-    return f"{plan}+tf32" if backend == "cuda" and dtype == torch.float32 and rnn_uses_tf32() else plan
+    if plan.endswith("+tf32") or backend != "cuda" or dtype != torch.float32 or not rnn_uses_tf32():
+        return plan
+    return f"{plan}+tf32"
 
 
 _NORM_BLOCK = 1 << 14  # csrc/norms.h: kNormBlock

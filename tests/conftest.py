@@ -93,6 +93,13 @@ def _same_start():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _exact_float32(monkeypatch):
+    """What is compared with exact results in float32 is not computed in tf32, as torch's default has it on a GPU."""
+    if "cuda" in BACKENDS:
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, torch.Tensor]:
     """The masks that modules draw, by name."""

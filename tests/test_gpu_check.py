@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BACKENDS
 
 from benchmarks.gpu import __main__ as stages
 from benchmarks.gpu import check
 from benchmarks.gpu.records import Records
+from fastrnn import ops
 from tests.cases import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,10 +94,53 @@ def test_the_table_sums_up_recorded_results(tmp_path, capsys):
 CASE = Case("gru", "lengths", directions=2, site="state", steps=3, batch=3, hidden_size=9, input_size=4)
 
 
-def test_the_checks_pass_on_right_kernels_and_refuse_plans_by_name(backend, device, tmp_path):
+def test_the_checks_pass_on_right_kernels(backend, device, tmp_path):
     team = "stepwise" if backend in ("emulated", "cuda") else ""
-    status, values = check.check_one(CASE, torch.float32, "norm", backend, team, device.type)
+    status, values = check.check_one(CASE, "float32", "norm", backend, team, device.type)
     assert status == "ok", values
+
+
+emulated = pytest.mark.skipif("emulated" not in BACKENDS, reason="the emulated kernels")
+
+
+@emulated
+def test_a_plan_that_cannot_run_a_case_is_recorded_as_refused_and_the_next_goes_on(monkeypatch, tmp_path):
+    large = Case("lstm", steps=2, batch=2, hidden_size=200, input_size=4)
+    monkeypatch.setattr(check, "cases", lambda quick: iter([(large, "float16", None), (CASE, "float32", "norm")]))
+    check.check(Records(tmp_path, "tests"), "emulated", "block", quick=False)
+    items = json.loads((tmp_path / "tests.json").read_text())["items"]
+    assert [item["status"] for item in items] == ["refused", "ok"]
+    assert "hidden_size 200 has more units than 1 block can own" in items[0]["what"]
+
+
+@emulated
+def test_an_error_of_a_launch_is_no_refusal(monkeypatch, tmp_path):
+    def fails(*_):
+        raise RuntimeError("recurrence_forward, plan block, LSTM: too many resources requested for launch")
+
+    monkeypatch.setattr(check, "check_one", fails)
+    monkeypatch.setattr(check, "cases", lambda quick: iter([(CASE, "float32", None)]))
+    check.check(Records(tmp_path, "tests"), "emulated", "block", quick=False)
+    assert json.loads((tmp_path / "tests.json").read_text())["items"][0]["status"] == "error"
+
+
+@emulated
+@pytest.mark.parametrize("arithmetic", ["float32", "tf32"])
+def test_the_checks_know_tf32_from_float32_as_a_gpu_has_them(monkeypatch, tmp_path, arithmetic):
+    with_tf32 = ops._with_tf32
+    monkeypatch.setattr(ops, "_with_tf32", lambda backend, plan, dtype: with_tf32("cuda", plan, dtype))
+    monkeypatch.setattr(
+        torch.backends.cudnn.rnn, "fp32_precision", "tf32"
+    )  # the default, to be set back after the test
+    monkeypatch.setattr(check, "cases", lambda quick: iter([(CASE, arithmetic, None)]))
+    check.check(Records(tmp_path, "tests"), "emulated", "stepwise", quick=False)
+    assert [item["status"] for item in json.loads((tmp_path / "tests.json").read_text())["items"]] == ["ok"]
+
+
+def test_torch_has_the_product_of_16_bit_numbers_that_the_matmul_plan_calls():
+    schema = str(torch._C._get_schema("aten::mm", "dtype_out"))
+    expected = "aten::mm.dtype_out(Tensor self, Tensor mat2, ScalarType out_dtype, *, Tensor(a!) out) -> Tensor(a!)"
+    assert schema == expected
 
 
 def test_the_checks_see_a_wrong_kernel(monkeypatch):
@@ -106,7 +151,7 @@ def test_the_checks_see_a_wrong_kernel(monkeypatch):
         return [results[0] * 1.001, *results[1:]] if "plan" in options else results
 
     monkeypatch.setattr(check, "run", wrong)
-    status, values = check.check_one(CASE, torch.float32, None, "reference", "", "cpu")
+    status, values = check.check_one(CASE, "float32", None, "reference", "", "cpu")
     assert status == "wrong"
     assert values["error"] > 1
 

@@ -191,6 +191,7 @@ def device_of():
             "stepwise",
             "fastrnn was built for older architectures alone (TORCH_CUDA_ARCH_LIST)",
         ),
+        ("H100 without code", "block", "fastrnn was not built for this GPU"),
         ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
@@ -200,6 +201,8 @@ def test_a_device_that_cannot_run_a_plan_says_so_and_the_next_call_works(device_
     with pytest.raises((ValueError, RuntimeError), match=".") as error:
         run(layer, "emulated", plan)
     assert message in str(error.value)
+    if name == "H100 without code":
+        return  # nothing works there
     expected, _ = run(layer, "reference")
     ours, _ = run(layer, "emulated")
     torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.05)

@@ -44,7 +44,7 @@ inline void check(const Launch& launch, cudaError_t error) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // an error of the call is not the next one's
   const char* advice = "";
-  if (error == cudaErrorNoKernelImageForDevice)
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
     advice =
         ". fastrnn was not built for this GPU: build it again with TORCH_CUDA_ARCH_LIST set to its compute capability";
   if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion)

@@ -196,15 +196,13 @@ FASTRNN_DEVICE void clear_row(void* base, int64_t row, int64_t width) {
   for (int64_t j = threadIdx.x; j < width; j += blockDim.x) store(at<Scalar>(base, row * width + j), AccOf<Scalar>(0));
 }
 
-// r_t: received, recorded, clipped; then the gradient of h_t. A block has a sample.
+// r_t of a sample in one direction, by a block: received, recorded, clipped; then the gradient of h_t. `partial`: [threads].
 template <typename Scalar>
-__global__ void __launch_bounds__(kThreads)
-    matmul_receive(const BackwardParams p, const MatmulWorkspace w, const int64_t step) {
+FASTRNN_DEVICE void receive(const BackwardParams& p, const MatmulWorkspace& w, int64_t step, int64_t sample,
+                            double* partial) {
   using Acc = AccOf<Scalar>;
-  FASTRNN_SMEM(buffer);
-  double* partial = reinterpret_cast<double*>(buffer);  // [threads]
   const int64_t H = p.shape.hidden_size, P = p.shape.state_size, D = p.shape.directions;
-  const int64_t sample = blockIdx.x, d = sample / p.shape.batch, b = sample % p.shape.batch;
+  const int64_t d = sample / p.shape.batch, b = sample % p.shape.batch;
   const Rows rows = Rows::of(p);
   const int64_t length = rows.length(b), t = step < length ? time_of(d, step, length) : step;
   const int64_t norm_at = (d * p.shape.steps + t) * p.shape.batch + b;
@@ -260,6 +258,15 @@ __global__ void __launch_bounds__(kThreads)
     store(at<Scalar>(p.grad_h, (d * p.shape.rows + row) * P + j), grad_h);
     store(at<Scalar>(w.inner_operand, sample * P + j), grad_h);
   }
+}
+
+template <typename Scalar>
+__global__ void __launch_bounds__(kThreads)
+    matmul_receive(const BackwardParams p, const MatmulWorkspace w, const int64_t step) {
+  FASTRNN_SMEM(buffer);
+  double* partial = reinterpret_cast<double*>(buffer);
+  const int64_t samples = p.shape.directions * p.shape.batch;
+  for (int64_t sample = blockIdx.x; sample < samples; sample += gridDim.x) receive<Scalar>(p, w, step, sample, partial);
 }
 
 template <typename Scalar, typename Cell>

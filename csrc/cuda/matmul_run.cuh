@@ -24,7 +24,8 @@ class MatmulPass {
       : params_(params),
         shape_(params.shape),
         run_(run),
-        scratch_(run, std::string(pass) + " of " + describe(shape_)) {}
+        what_(", plan matmul, " + describe(shape_)),
+        scratch_(run, pass + what_) {}
 
   int64_t samples() const { return shape_.directions * shape_.batch; }
   bool projects() const { return params_.w_hr[0] != nullptr; }
@@ -37,8 +38,7 @@ class MatmulPass {
   // By threads, one for each of `count`.
   template <typename... Arguments>
   void launch_over(const char* name, int64_t count, void (*kernel)(Arguments...), const Arguments&... arguments) const {
-    constexpr int64_t kMostBlocks = 1 << 20;
-    launch(launch_of(name, std::min((count + kThreads - 1) / kThreads, kMostBlocks)), kernel, arguments...);
+    launch(launch_of(name, (count + kThreads - 1) / kThreads), kernel, arguments...);
   }
   // By blocks, one for each of `count`, with a double of shared memory a thread.
   template <typename... Arguments>
@@ -65,9 +65,10 @@ class MatmulPass {
  private:
   Launch launch_of(const char* name, int64_t grid) const {
     Launch result{};
-    result.what = std::string(name) + ", plan matmul, " + describe(shape_);
+    result.what = name + what_;
     result.stream = run_.stream;
-    result.grid = static_cast<int>(grid);
+    constexpr int64_t kMostBlocks = 1 << 20;  // which then take turns
+    result.grid = static_cast<int>(std::min(grid, kMostBlocks));
     result.threads = kThreads;
     return result;
   }
@@ -75,6 +76,7 @@ class MatmulPass {
   const Params& params_;
   const Shape& shape_;
   const Run& run_;
+  const std::string what_;
   Scratch scratch_;
 };
 

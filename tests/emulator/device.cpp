@@ -26,6 +26,7 @@ const DeviceLimits kDevices[] = {
     {"small", 9, 0, {8, 8}, 227 << 10, 228 << 10, 2048, 32},
     {"H100 with code for 8.0", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32, 80},
     {"H100 with code for 7.5", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32, 75},
+    {"H100 without code", 9, 0, {16, 16, 16, 16, 16, 16, 18, 18}, 227 << 10, 228 << 10, 2048, 32, -1},
     {"old", 7, 5, {8, 8}, 64 << 10, 64 << 10, 1024, 16},
 };
 
@@ -210,6 +211,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  if (device().compiled_arch < 0) return remember(cudaErrorInvalidDeviceFunction);
   *attributes = {};
   attributes->maxThreadsPerBlock = kMostThreads;
   attributes->maxDynamicSharedSizeBytes = functions[kernel].shared_bytes;

@@ -23,7 +23,7 @@ struct DeviceLimits {
 };
 
 // "H100", "A100", "RTX 4090", "small" (Hopper's features on 16 multiprocessors), "old" (7.5), "H100 with code for 8.0", "H100 with code
-// for 7.5".
+// for 7.5", "H100 without code".
 void use_device(const std::string& name);
 const DeviceLimits& device();
 
