@@ -191,7 +191,7 @@ def device_of():
             "stepwise",
             "fastrnn was built for older architectures alone (TORCH_CUDA_ARCH_LIST)",
         ),
-        ("H100 without code", "block", "fastrnn was not built for this GPU"),
+        ("H100 without code", "stepwise", "fastrnn was not built for this GPU"),
         ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
