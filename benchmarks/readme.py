@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- end of the results -->"
-_SUITES = ("headline", "ragged", "features", "kernelbench")
+_SUITES = ("headline", "step", "ragged", "features", "kernelbench")
 _MODES = {
     "inference": "inference",
+    "step with clip and AdamW": "with clip and AdamW",
     "train": "forward and backward",
     "features on against off": "forward and backward",
     "variational mask against a loop": "forward and backward",

@@ -57,7 +57,7 @@ def _line(record: Record) -> str:
     for name, taken in times.items():
         if name != "fastrnn":
             text += f"   {taken['median'] / ours:5.2f}x {name}"
-    return text
+    return f"{text}   ({record['algorithm']})" if "algorithm" in record else text
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import torch
 from benchmarks import baselines, report, run
 from benchmarks.goals import CPU_GOALS
 from benchmarks.shapes import CPU_HEADLINE, Shape
+from benchmarks.suites import regions
 from benchmarks.suites.memory import saved_bytes
 
 
@@ -38,14 +39,26 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results.json"
-    command = ["run", "--device", "cpu", "--suite", "headline,ragged,features,memory", "--shapes", "3x4x5x6"]
+    command = [
+        "run",
+        "--device",
+        "cpu",
+        "--suite",
+        "headline,ragged,features,memory,step,regions",
+        "--shapes",
+        "3x4x5x6",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--rounds", "2", "--out", str(out)])
     monkeypatch.setattr("benchmarks.timing.TURN_SECONDS", 0.0)
     run.main()
     found = json.loads(out.read_text())
     kinds = {(r["suite"], r["cell"], r["mode"]) for r in found["results"]}
-    assert len(kinds) == len(found["results"]) == 3 * 2 + 3 * 2 + 3 + 2 + 3
+    assert len(kinds) == len(found["results"]) == 3 * 2 + 3 * 2 + 3 + 2 + 3 + 3 + 3 * 2
     assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in found["results"])
+
+    named = {(r["cell"], r["mode"]): r["algorithm"] for r in found["results"] if r["suite"] == "regions"}
+    assert named["gru", "train"] == "ATen, operations per step"
+    assert named["lstm", "inference"] in ("oneDNN", "ATen, operations per step")
 
     table, picture = tmp_path / "table.md", tmp_path / "picture.png"
     monkeypatch.setattr(sys, "argv", ["report", str(out), "--out", str(table), "--figure", str(picture)])
@@ -54,6 +67,22 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     assert "ragged: train, speed-up over torch.nn packed" in text
     assert "| lstm | 3x4x5x6 | fastrnn: bytes kept for backward |" in text
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"aten::_cudnn_rnn", "RNN_blockPersist_fp_LSTM<__half>"}, "cuDNN, persistent kernels"),
+        (
+            {"aten::_cudnn_rnn", "LSTM_elementWise_fp", "sm90_xmma_gemm"},
+            "cuDNN, a product and pointwise kernels per step",
+        ),
+        ({"aten::lstm", "aten::mkldnn_rnn_layer"}, "oneDNN"),
+        ({"aten::gru", "aten::addmm"}, "ATen, operations per step"),
+    ],
+)
+def test_the_algorithm_is_named_by_its_kernels(names, expected) -> None:
+    assert regions.algorithm(names) == expected
 
 
 def test_clipping_is_measured_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,7 @@ def bench(out: Path) -> None:
         ("bench-default", features, "float16", ""),
         ("bench-clipping", clipping, "float32", ""),
         ("bench-float32-all-plans", features, "float32", "all"),
+        ("bench-regions", ["--suite", "regions", "--modes", "train"], "bfloat16", "all"),
     ):
         status, output = run(
             [*command, *what, "--dtype", dtype, "--out", str(out / f"{name}.json")],

@@ -23,6 +23,7 @@ class Settings(NamedTuple):
 class _Optional(TypedDict, total=False):
     flops: int  # of the products, per call
     extra: dict[str, float]  # other numbers by name
+    algorithm: str  # whose kernels the baseline ran
 
 
 class Record(_Optional):
@@ -41,9 +42,20 @@ Suite = Callable[[Settings], Iterator[Record]]
 
 
 def _suites() -> dict[str, Suite]:
-    from benchmarks.suites import clipping, features, headline, kernelbench, memory, peers, ragged, scaling
+    from benchmarks.suites import (
+        clipping,
+        features,
+        headline,
+        kernelbench,
+        memory,
+        peers,
+        ragged,
+        regions,
+        scaling,
+        step,
+    )
 
-    modules = (headline, peers, ragged, features, clipping, kernelbench, scaling, memory)
+    modules = (headline, regions, step, peers, ragged, features, clipping, kernelbench, scaling, memory)
     return {module.__name__.rsplit(".", 1)[-1]: module.run for module in modules}
 
 
