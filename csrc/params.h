@@ -20,6 +20,8 @@ constexpr int kMaxDirections = 2;
 
 enum class CellKind : int { kRnnTanh = 0, kRnnRelu = 1, kLstm = 2, kGru = 3 };
 
+constexpr int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
+
 // Where `mask` is applied: to h_{t-1} in the recurrent product, or to the candidate (cells.h: keep).
 enum class DropoutSite : int { kState = 0, kCandidate = 1 };
 
@@ -38,7 +40,7 @@ struct Shape {
   ScalarKind scalar;
 };
 
-// G: gates of the cell (LSTM 4, GRU 3, RNN 1).
+// G: num_gates.
 struct ForwardParams {
   Shape shape;
   DropoutSite dropout_site;

@@ -50,8 +50,6 @@ struct KernelFacts {
   int register_chunks;
 };
 
-int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
-
 KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, const OperandFacts& operand) {
   const int gates = num_gates(request.shape.cell);
   const bool lstm = gates == 4;

@@ -29,8 +29,6 @@ struct GruCell : Gru {
   FASTRNN_DEVICE explicit GruCell(CellKind) {}
 };
 
-FASTRNN_HD int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
-
 // Clamps x as torch.clamp does: NaN stays. Whether that changed it.
 template <typename Acc>
 FASTRNN_DEVICE bool clamp_value(Acc limit, Acc& x) {

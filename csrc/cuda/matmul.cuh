@@ -189,13 +189,6 @@ FASTRNN_DEVICE AccOf<Scalar> received_c(const BackwardParams& p, const MatmulWor
   return p.grad_c_n ? load(at<Scalar>(p.grad_c_n, index)) : Acc(0);
 }
 
-// Zeros past a length: what the products that follow multiply may not be NaN.
-template <typename Scalar>
-FASTRNN_DEVICE void clear_row(void* base, int64_t row, int64_t width) {
-  if (!base) return;
-  for (int64_t j = threadIdx.x; j < width; j += blockDim.x) store(at<Scalar>(base, row * width + j), AccOf<Scalar>(0));
-}
-
 // r_t of a sample in one direction, by a block: received, recorded, clipped; then the gradient of h_t. `partial`: [threads].
 template <typename Scalar>
 FASTRNN_DEVICE void receive(const BackwardParams& p, const MatmulWorkspace& w, int64_t step, int64_t sample,
@@ -210,11 +203,9 @@ FASTRNN_DEVICE void receive(const BackwardParams& p, const MatmulWorkspace& w, i
     if (p.norms && threadIdx.x == 0) *at<Acc>(p.norms, norm_at) = 0;
     if (p.clipped && threadIdx.x == 0) p.clipped[norm_at] = false;
     if (p.offsets) return;
+    if (!p.w_hr[0]) return;
     const int64_t row = d * p.shape.rows + rows.row(step, b);
-    clear_row<Scalar>(p.grad_gates, row, num_gates(p.shape.cell) * H);
-    clear_row<Scalar>(p.grad_n_h, row, H);
-    clear_row<Scalar>(p.grad_h, row, P);
-    clear_row<Scalar>(p.h_prev, row, P);
+    for (int64_t j = threadIdx.x; j < P; j += blockDim.x) store(at<Scalar>(p.grad_h, row * P + j), Acc(0));
     return;
   }
   const int64_t row = rows.row(t, b);
@@ -269,6 +260,19 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t sample = blockIdx.x; sample < samples; sample += gridDim.x) receive<Scalar>(p, w, step, sample, partial);
 }
 
+// Zeros past a length: what the products that follow multiply may not be NaN.
+template <typename Scalar, typename Cell>
+FASTRNN_DEVICE void clear_gradients(const BackwardParams& p, const Rows& rows, const Unit& unit, int64_t step) {
+  using Acc = AccOf<Scalar>;
+  if (p.offsets) return;
+  const int64_t H = p.shape.hidden_size, P = p.shape.state_size, j = unit.index;
+  const int64_t row_at = unit.direction * p.shape.rows + rows.row(step, unit.batch_index);
+  FASTRNN_UNROLL
+  for (int g = 0; g < Cell::kGates; ++g) store(at<Scalar>(p.grad_gates, (row_at * Cell::kGates + g) * H + j), Acc(0));
+  if constexpr (Cell::kHasExtra) store(at<Scalar>(p.grad_n_h, row_at * H + j), Acc(0));
+  if (p.h_prev && j < P) store(at<Scalar>(p.h_prev, row_at * P + j), Acc(0));
+}
+
 template <typename Scalar, typename Cell>
 __global__ void __launch_bounds__(kThreads)
     matmul_cell_backward(const BackwardParams p, const MatmulWorkspace w, const int64_t step) {
@@ -281,7 +285,7 @@ __global__ void __launch_bounds__(kThreads)
   const Rows rows = Rows::of(p);
   for_units(p.shape, H, [&](const Unit& unit) {
     const int64_t d = unit.direction, b = unit.batch_index, j = unit.index, length = rows.length(b);
-    if (step >= length) return;
+    if (step >= length) return clear_gradients<Scalar, Cell>(p, rows, unit, step);
     const int64_t row = rows.row(time_of(d, step, length), b), row_at = d * p.shape.rows + row;
     const int64_t row_before = step > 0 ? rows.row(time_of(d, step - 1, length), b) : 0;
     const int64_t carried_at = unit.sample * H + j;

@@ -35,6 +35,10 @@ class MatmulPass {
     return scratch_.take(count * static_cast<int64_t>(sizeof(T)));
   }
 
+  void clear(void* data, int64_t bytes) const {
+    check(launch_of("memset", 1), cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), run_.stream));
+  }
+
   // By threads, one for each of `count`.
   template <typename... Arguments>
   void launch_over(const char* name, int64_t count, void (*kernel)(Arguments...), const Arguments&... arguments) const {
@@ -49,11 +53,11 @@ class MatmulPass {
     launch(blocks, kernel, arguments...);
   }
 
-  // The products out [B, n] = operand [B, k] times each direction's weights [k, n], or [n, k] transposed.
+  // The products out [B, n] = operand [B, k] times each direction's weights [k, n], or [n, k] transposed; none without weights.
   std::vector<std::function<void()>> products(const void* operand, const void* const (&weights)[kMaxDirections],
                                               bool transposed, void* out, int64_t n, int64_t k) const {
     std::vector<std::function<void()>> result;
-    for (int64_t d = 0; d < shape_.directions && shape_.batch > 0; ++d) {
+    for (int64_t d = 0; d < shape_.directions && shape_.batch > 0 && weights[d]; ++d) {
       Product product{shape_.batch, n, k, nullptr, weights[d], transposed, nullptr, shape_.scalar};
       product.a = static_cast<const Scalar*>(operand) + d * shape_.batch * k;
       product.out = static_cast<Acc*>(out) + d * shape_.batch * n;
@@ -100,9 +104,7 @@ void forward_by_matmul(const ForwardParams& params, const Run& run) {
     w.inner_product = pass.template take<Acc>(N * P);
   }
   const auto multiply = pass.products(w.operand, params.w_hh, /*transposed=*/true, w.product, GH, P);
-  const auto project = pass.projects()
-                           ? pass.products(w.inner_operand, params.w_hr, /*transposed=*/true, w.inner_product, P, H)
-                           : std::vector<std::function<void()>>{};
+  const auto project = pass.products(w.inner_operand, params.w_hr, /*transposed=*/true, w.inner_product, P, H);
   pass.launch_over("matmul_begin", N * H, matmul_begin<Scalar>, params, w);
   for (int64_t step = 0; step < params.shape.steps; ++step) {
     run_all(multiply);
@@ -119,24 +121,21 @@ void backward_by_matmul(const BackwardParams& params, const Run& run) {
   using Acc = AccOf<Scalar>;
   const int64_t H = params.shape.hidden_size, P = params.shape.state_size, GH = Cell::kGates * H;
   MatmulPass<Scalar, BackwardParams> pass("recurrence_backward", params, run);
-  const int64_t N = pass.samples(), sums = N * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * H;
+  const int64_t N = pass.samples(), B = params.shape.batch;
+  const int64_t columns = params.shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * H;
   MatmulWorkspace w{};
   w.operand = pass.template take<Scalar>(N * GH);
   w.product = pass.template take<Acc>(N * P);
   w.h = pass.template take<Acc>(N * P);
   if (Cell::kHasCell) w.c = pass.template take<Acc>(N * H);
-  w.bias = pass.template take<Acc>(sums);
+  w.bias = pass.template take<Acc>(B * columns);
   if (pass.projects()) {
     w.inner_operand = pass.template take<Scalar>(N * P);
     w.inner_product = pass.template take<Acc>(N * H);
   }
   const auto multiply = pass.products(w.operand, params.w_hh, /*transposed=*/false, w.product, P, GH);
-  const auto project = pass.projects()
-                           ? pass.products(w.inner_operand, params.w_hr, /*transposed=*/false, w.inner_product, H, P)
-                           : std::vector<std::function<void()>>{};
-  Launch memory{};
-  memory.what = "recurrence_backward, plan matmul, " + describe(params.shape);
-  check(memory, cudaMemsetAsync(w.bias, 0, static_cast<size_t>(sums) * sizeof(Acc), run.stream));
+  const auto project = pass.products(w.inner_operand, params.w_hr, /*transposed=*/false, w.inner_product, H, P);
+  pass.clear(w.bias, B * columns * static_cast<int64_t>(sizeof(Acc)));
   for (int64_t step = params.shape.steps - 1; step >= 0; --step) {
     pass.launch_blocks("matmul_receive", N, matmul_receive<Scalar>, params, w, step);
     run_all(project);
@@ -145,9 +144,8 @@ void backward_by_matmul(const BackwardParams& params, const Run& run) {
   }
   pass.launch_over("matmul_end_backward", N * H, matmul_end_backward<Scalar>, params, w);
   if (!params.grad_bias) return;
-  const int64_t columns = params.shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * H;
   pass.launch_over("sum_slices", columns, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias),
-                   static_cast<const Acc*>(w.bias), columns, params.shape.batch);
+                   static_cast<const Acc*>(w.bias), columns, B);
 }
 
 template <typename Function>

@@ -36,14 +36,6 @@ Enum checked_enum(const char* name, int64_t value, Enum last) {
   return static_cast<Enum>(value);
 }
 
-inline int64_t num_gates(CellKind cell) {
-  switch (cell) {
-    case CellKind::kLstm: return 4;
-    case CellKind::kGru: return 3;
-    default: return 1;
-  }
-}
-
 inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* sizes) {
   if (tensor.dim() != dim) fail(name, " has shape ", list_text(tensor.sizes()), ", expected ", sizes);
 }

@@ -105,12 +105,12 @@ MISTAKES = [
     kernel("matmul: bias of the candidate's product forgotten", "matmul.cuh", "bias[G * H] += grad_r[G - 1];", "", "matmul", "gru"),
     kernel("matmul: state of the projection kept", "matmul.cuh", "return p.w_hr[0] ? product :", "return", "matmul"),
     kernel("matmul: bias not cleared", "matmul_run.cuh",
-           "check(memory, cudaMemsetAsync(w.bias, 0, static_cast<size_t>(sums) * sizeof(Acc), run.stream));", ";", "matmul"),
+           "pass.clear(w.bias, B * columns * static_cast<int64_t>(sizeof(Acc)));", "", "matmul"),
     kernel("matmul: no barrier before the sum is read", "matmul.cuh",
            "partial[threadIdx.x] += partial[threadIdx.x + half];\n    __syncthreads();",
            "partial[threadIdx.x] += partial[threadIdx.x + half];", "matmul"),
     kernel("matmul: rows past a length left as they were", "matmul.cuh",
-           "clear_row<Scalar>(p.grad_gates, row, num_gates(p.shape.cell) * H);", "", "matmul"),
+           "return clear_gradients<Scalar, Cell>(p, rows, unit, step);", "return;", "matmul"),
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ reference::Layer make_layer(const Case& c) {
       for (const int64_t length : layer.lengths) s.rows += length > t;
     }
   }
-  const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, G = reference::num_gates(s.cell);
+  const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, G = num_gates(s.cell);
   const auto draw = [&](int64_t count, double scale) { return draw_values(random, c.scalar, count, scale); };
   layer.dropout_site = c.site == 'c' ? DropoutSite::kCandidate : DropoutSite::kState;
   layer.has_mask = c.site != ' ';
@@ -114,7 +114,7 @@ struct Comparison {
 
 // As fastrnn/ops.py sizes it.
 int64_t workspace_bytes(const Shape& shape, bool backward) {
-  const int64_t G = reference::num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
+  const int64_t G = num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
   const int64_t D = shape.directions, H = shape.hidden_size, rows = (backward ? G : 1) * H + 32, width = 8;
   int64_t bytes = slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width;
   if (backward) bytes += D * samples * 2 * ((H + 7) / 8) * 8 + slices * D * (G + 1) * H * width;
@@ -135,7 +135,7 @@ bool run_case(const Case& c) {
   const Shape& s = layer.shape;
   const ScalarKind scalar = c.scalar, acc = acc_of(scalar);
   const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, R = s.rows;
-  const int64_t G = reference::num_gates(s.cell);
+  const int64_t G = num_gates(s.cell);
   const bool lstm = s.cell == CellKind::kLstm, gru = s.cell == CellKind::kGru;
 
   const Array gates(scalar, layer.gates), w_hh(scalar, layer.w_hh), b_hn(scalar, layer.b_hn), w_hr(scalar, layer.w_hr);

@@ -30,8 +30,6 @@ struct Result {
   std::vector<char> clipped;
 };
 
-inline int num_gates(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
-
 class Runner {
  public:
   explicit Runner(const Layer& layer) : l(layer), s(layer.shape), G(num_gates(layer.shape.cell)) {}
