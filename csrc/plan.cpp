@@ -27,7 +27,7 @@ constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
 constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
 constexpr double kMatmulShare = 0.6;  // of those, that a product of a large batch has
 
-// What operand.cuh knows of each arithmetic; product.cuh, forward.cuh and backward.cuh of registers.
+// What operand.cuh knows of each arithmetic; product.cuh, forward.cuh and exchange.cuh of registers.
 struct OperandFacts {
   int element_bytes;
   int chunk;        // columns
@@ -50,12 +50,21 @@ struct KernelFacts {
   int register_chunks;
 };
 
+// Whether backward exchanges sums of the product in place of its operand.
+bool scatters(const PlanRequest& request, Team team, const OperandFacts& operand) {
+  return request.backward && team == Team::kCluster &&
+         cuda::scatters_gradients(num_gates(request.shape.cell), operand.element_bytes);
+}
+
 KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, const OperandFacts& operand) {
   const int gates = num_gates(request.shape.cell);
   const bool lstm = gates == 4;
   KernelFacts facts{};
   int registers = 0;
-  if (request.backward) {
+  if (scatters(request, team, operand)) {
+    facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the block's units
+    registers = cuda::scatter_registers(batch_tiles);
+  } else if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
     registers = batch_tiles == 1 ? 48 : 0;
   } else {
@@ -70,14 +79,17 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
 
-// Shared memory beside the weights: the structs Shared of team.cuh, ForwardShared and BackwardShared.
-int64_t fixed_shared(Team team, const cuda::Tiling& tiling, int batch_tiles, const KernelFacts& kernel,
-                     const OperandFacts& operand) {
+// Shared memory beside the weights: the structs Shared of team.cuh, cluster.cuh and exchange.cuh, and ForwardShared.
+int64_t fixed_shared(const Plan& plan, const KernelFacts& kernel, const OperandFacts& operand) {
+  const cuda::Tiling& tiling = plan.tiling;
+  const Team team = plan.team;
+  const int batch_tiles = plan.batch_tiles;
   const int64_t rows = ceil_div(kernel.columns, operand.chunk) * operand.chunk, samples = batch_tiles * kTileBatch;
-  const int buffers = team == Team::kBlock || team == Team::kCluster ? 2 : 1;
+  const int buffers = !plan.scatters && (team == Team::kBlock || team == Team::kCluster) ? 2 : 1;
   int64_t bytes = aligned(buffers * samples * rows * operand.element_bytes);
   bytes += aligned(tiling.unit_warps * samples * 8);
   if (team == Team::kCluster) bytes += aligned(4 * 8) + aligned(2 * tiling.team_size * samples * 8);
+  if (plan.scatters) return bytes + aligned(int64_t{2} * tiling.team_size * tiling.unit_warps * 16 * samples * 4);
   const int acc_bytes = std::max(operand.element_bytes, 4);
   return bytes +
          aligned(int64_t{tiling.splits - 1} * tiling.unit_warps * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
@@ -95,12 +107,13 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   const Shape& shape = request.shape;
   const Team team = candidate.team;
   const OperandFacts operand = facts_of(arithmetic, shape.scalar);
-  const KernelFacts kernel = kernel_of(request, team, candidate.batch_tiles, operand);
+  KernelFacts kernel = kernel_of(request, team, candidate.batch_tiles, operand);
   const int64_t num_warps = ceil_div(shape.hidden_size, kernel.units);  // of different units, in a team
   Plan plan{};
   plan.team = team;
   plan.arithmetic = arithmetic;
   plan.batch_tiles = candidate.batch_tiles;
+  plan.scatters = scatters(request, team, operand);
   cuda::Tiling& tiling = plan.tiling;
   tiling.unit_warps = 1;
   while (candidate.max_team_size > 0 && ceil_div(num_warps, tiling.unit_warps) > candidate.max_team_size) {
@@ -115,12 +128,18 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   // No block is without units: it would not keep up with the others.
   tiling.team_size = static_cast<int>(ceil_div(num_warps, tiling.unit_warps));
   tiling.splits = kWarps / tiling.unit_warps;
-  tiling.chunks = static_cast<int>(ceil_div(ceil_div(kernel.columns, operand.chunk), tiling.splits));
+  if (plan.scatters) {
+    kernel.columns = int64_t{num_gates(shape.cell)} * tiling.unit_warps * kernel.units;
+    const int64_t groups = ceil_div(ceil_div(num_warps, kWarps), kernel.tiles);
+    tiling.chunks = static_cast<int>(groups * ceil_div(kernel.columns, operand.chunk));
+  } else {
+    tiling.chunks = static_cast<int>(ceil_div(ceil_div(kernel.columns, operand.chunk), tiling.splits));
+  }
   tiling.num_slices = static_cast<int>(ceil_div(shape.batch, int64_t{candidate.batch_tiles} * kTileBatch));
   tiling.persistent = team != Team::kStepwise;
   plan.num_teams = tiling.num_slices * static_cast<int>(shape.directions);
 
-  const int64_t fixed = fixed_shared(team, tiling, candidate.batch_tiles, kernel, operand);
+  const int64_t fixed = fixed_shared(plan, kernel, operand);
   const int64_t per_chunk = int64_t{kWarps} * kernel.tiles * operand.chunk_bytes;
   const int64_t room = std::max<int64_t>(0, (device.shared_per_block - fixed) / per_chunk);
   const int64_t missing = std::max(0, tiling.chunks - kernel.register_chunks);
@@ -144,7 +163,9 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
     return {std::nullopt, "a team has more blocks than the device can run at once"};
   const double samples = candidate.batch_tiles * kTileBatch;
   const double columns = double(tiling.chunks) * operand.chunk;  // of a warp
-  const double exchange_bytes = double(kernel.columns) * samples * operand.element_bytes;
+  const double received = plan.scatters ? double(tiling.team_size) * tiling.unit_warps * kernel.units * samples * 4
+                                        : double(kernel.columns) * samples * operand.element_bytes;
+  if (tiling.team_size > 1) plan.exchange_bytes = static_cast<int64_t>(received);
   plan.costs = {{
       {"multiply-adds", kWarps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
       {"weights from shared memory", tiling.shared_chunks * double(per_chunk) / kSharedBytes / kClock},
@@ -154,7 +175,8 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       {"", 0},
   }};
   const int barriers = request.takes_norm ? 2 : 1;
-  const double hand_on = exchange_bytes / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
+  double hand_on = received / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
+  if (plan.scatters) hand_on += received / kSharedBytes / kClock + kBlockSync / 2;  // to add them; before the product
   switch (team) {
     case Team::kBlock: plan.costs[4] = {"barriers", kBlockSync}; break;
     case Team::kCluster: plan.costs[4] = {"cluster barrier and exchange", kClusterSync * barriers + hand_on}; break;
@@ -308,6 +330,9 @@ std::string describe(const Plan& plan) {
          << (plan.num_teams > 1 ? "s" : "") << " of " << plan.tiling.team_size << " block"
          << (plan.tiling.team_size > 1 ? "s" : "") << " for " << plan.batch_tiles * kTileBatch << " samples each, "
          << plan.shared_bytes / 1024 << " KB of shared memory a block";
+    if (plan.exchange_bytes > 0)
+      text << ", " << (plan.scatters ? "reduce-scatter" : "all-gather") << " of " << ceil_div(plan.exchange_bytes, 1024)
+           << " KB a block and step";
   }
   text << ", predicted " << std::fixed << plan.step_us << " us a step (" << bound(plan) << ")";
   return text.str();

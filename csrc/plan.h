@@ -55,6 +55,8 @@ struct Plan {
   cuda::Tiling tiling;            // of the first launch
   int num_teams;                  // slices times directions
   int64_t shared_bytes;           // of a block
+  bool scatters;                  // backward: exchanges by reduce-scatter, else by all-gather
+  int64_t exchange_bytes;         // that a block receives at a step; 0: no other block sends
   double step_us;                 // predicted
   std::array<StepCost, 5> costs;  // what it is made of, the largest first
 };

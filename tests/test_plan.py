@@ -81,9 +81,15 @@ def check_covers(plan, cell, hidden, batch, backward, chunk):
     of_warp = 16 if backward or cell != "lstm" else 16 if plan["team"] == "block" else 8
     of_block = of_warp * plan["unit_warps"]
     assert plan["team_size"] * of_block >= hidden > (plan["team_size"] - 1) * of_block
-    # every column of the weights has a warp
-    columns = hidden * (GATES[cell] if backward else 1)
-    assert plan["splits"] * plan["chunks"] * chunk >= columns > plan["splits"] * (plan["chunks"] - 1) * chunk
+    if plan["scatters"]:
+        # every unit of the team is in a tile of some warp, two tiles in a group; no group is empty in all warps
+        assert plan["team"] == "cluster" and backward and cell != "rnn"
+        groups, rest = divmod(plan["chunks"], -(-GATES[cell] * of_block // chunk))
+        assert rest == 0 and 8 * 2 * 16 * groups >= hidden > 8 * 2 * 16 * (groups - 1)
+    else:
+        # every column of the weights has a warp
+        columns = hidden * (GATES[cell] if backward else 1)
+        assert plan["splits"] * plan["chunks"] * chunk >= columns > plan["splits"] * (plan["chunks"] - 1) * chunk
     assert plan["num_teams"] * plan["samples"] >= 2 * batch
     assert 0 <= plan["shared_chunks"] <= plan["chunks"]
 
@@ -155,6 +161,26 @@ def test_a_plan_that_cannot_run_says_why(options, name, message):
     with pytest.raises(ValueError, match=".") as error:
         _C.plan(request(**options), device(name))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("scalar", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cluster_exchanges_in_backward_what_is_fewer_bytes(cell, scalar):
+    options = {"wanted": "cluster", "hidden": 256, "backward": True}
+    plan = _C.plan(request(cell, scalar, **options), device("H100"))
+    gathered = GATES[cell] * 256 * (4 if scalar == "float32" else 2) * plan["samples"]
+    summed = 256 * 4 * plan["samples"]
+    assert plan["scatters"] == (summed < gathered)
+    assert plan["exchange_bytes"] == min(summed, gathered)
+    kind = "reduce-scatter" if plan["scatters"] else "all-gather"
+    assert f"{kind} of {plan['exchange_bytes'] // 1024} KB a block and step" in plan["text"]
+
+
+@pytest.mark.parametrize("team", ["block", "grid", "stepwise", "cluster"])
+def test_other_teams_and_forward_gather_the_operand(team):
+    for backward in (False, True):
+        plan = _C.plan(request(wanted=team, hidden=64, backward=backward), device("H100"))
+        assert plan["scatters"] == (team == "cluster" and backward)
 
 
 def test_huge_sizes_do_not_overflow():

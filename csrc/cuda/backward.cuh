@@ -1,62 +1,33 @@
 // Backpropagation through time of forward.cuh, in one launch (or, stepwise, one step of it).
 //
-// The same teams, with the transposed weights: a block owns hidden units, and the operand that the team passes round is the
-// gradient of the gates, [G*H] rows, whose product with a unit's column of W_hh is the gradient of its h_{t-1}. A thread has two
-// units of each group of 16, two samples of each tile. A turn undoes one step:
+// The same teams: a block owns hidden units. The product of the gate gradients of all units with a unit's column of W_hh is the
+// gradient of its h_{t-1}; who multiplies what is the exchange's affair (exchange.cuh). A thread has two units of each group of
+// 16, two samples of each tile. A turn undoes one step:
 //   1. fetches what forward saved,
-//   2. waits for the gate gradients of the step after it, and multiplies: r_t, the recurrent gradient,
+//   2. waits for the product of the step after it: r_t, the recurrent gradient,
 //   3. takes its norm over the team, records and clips it,
 //   4. runs the cell backward in registers,
-//   5. gives its gate gradients to the team,
+//   5. gives its gate gradients to the exchange,
 //   6. stores them, while the others still wait.
 // One turn more brings the gradient of the initial state, neither recorded nor clipped.
 #pragma once
 
+#include "exchange.cuh"
 #include "forward.cuh"
 
 namespace fastrnn::cuda {
 
-// The columns of W_hh that belong to a warp's units.
-template <typename Scalar>
-struct BackwardRows {
-  const Scalar* w_hh;  // [G*H, H]
-  int hidden_size;
-  int first_unit;
-  FASTRNN_DEVICE RowPair<Scalar> operator()(int) const {
-    const int unit = first_unit + Lane::of_thread().group;
-    return {column(unit), column(unit + 8), hidden_size};
-  }
-  FASTRNN_DEVICE const Scalar* column(int unit) const { return unit < hidden_size ? w_hh + unit : nullptr; }
-};
-
-// Registers of a thread that hold weights: what the rest of the kernel leaves free.
-template <int kN>
-constexpr int kBackwardRegisters = kN == 1 ? 48 : 0;
-
-template <typename Op, typename Cell, typename Team>
-struct BackwardShared {
-  static constexpr int kMinArch = Team::kMinArch;
-  typename Team::Shared team;
-  typename Op::Acc* partial;  // [splits - 1, unit_warps, kN, 32, 4]
-  unsigned char* weights;     // [warps, shared_chunks, Op::kSharedBytes]
-  FASTRNN_HD BackwardShared(SharedArrays& arrays, const Shape& shape, const Tiling& tiling)
-      : team(arrays, Cell::kGates * shape.hidden_size, tiling) {
-    partial = arrays.take<typename Op::Acc>((tiling.splits - 1) * tiling.unit_warps * Team::kN * 32 * 4);
-    weights = arrays.take<unsigned char>(int64_t{kWarps} * tiling.shared_chunks * Op::kSharedBytes);
-  }
-};
-
-template <typename Op, typename Cell, template <typename, int> typename Team_, int kN>
+template <typename Op, typename Cell, typename Exchange>
 FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, const Workspace& workspace) {
   using Scalar = typename Op::Scalar;
   using Acc = typename Op::Acc;
   using Element = typename Op::Element;
-  using Team = Team_<Op, kN>;
+  constexpr int kN = Exchange::kN;
   constexpr int G = Cell::kGates, V = 2;              // a thread's units: `group` and `group` + 8 of a tile
   constexpr int kSums = Cell::kHasExtra ? G + 1 : G;  // of grad_bias, a unit
   FASTRNN_SMEM(buffer);
   SharedArrays arrays(buffer);
-  const BackwardShared<Op, Cell, Team> shared(arrays, p.shape, tiling);
+  const typename Exchange::Shared shared(arrays, p.shape, tiling);
   const Cell cell(p.shape.cell);
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
   const int T = static_cast<int>(p.shape.steps);
@@ -69,9 +40,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const Rows rows = Rows::of(p);
   const ThreadSamples<kN> samples(rows, place.slice);
 
-  const BackwardRows<Scalar> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
-  const WarpWeights<Op, 1, kBackwardRegisters<kN> / 8, BackwardRows<Scalar>> weights(weight_rows, G * H, tiling,
-                                                                                     shared.weights);
+  Exchange exchange(shared, p.w_hh[d], H, tiling, place, workspace, first_unit);
 
   const auto unit_of = [&](int v) { return first_unit + v * 8 + lane.group; };
   const auto for_own = [&](auto visit) {
@@ -99,10 +68,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     if constexpr (Cell::kHasCell) r[n][v][j].c = *at<Acc>(workspace.carried_c, index);
   });
 
-  Team team(shared.team, G * H, tiling, place, workspace);
-  const bool whole_sequence = tiling.begin == 0 && tiling.end == T + 1;
   const int first_turn = T - samples.longest;
-  if (whole_sequence) team.start(first_turn, [](int, int) { return Op::operand(0); });
+  if (tiling.begin == 0 && tiling.end == T + 1) exchange.start(first_turn);
   const bool takes_norm = p.norms || p.clip_mode == ClipMode::kNorm;
   const double scale = p.grad_scale ? *p.grad_scale : 1.0;
 
@@ -144,19 +111,12 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
 
     if (tiling.phase != Phase::kFromNorm) {
-      // The first turn has nobody to wait for but the threads of its own block.
-      if (turn > first_turn || whole_sequence) {
-        const Element* grad_gates = team.wait(turn);
-        if (turn > first_turn) {
-          Acc sum[kN][1][4];
-          if (first_unit < H) weights.multiply(sum, grad_gates, team.rows());
-          add_splits<Acc, kN, 1>(sum, tiling, shared.partial);
-          for_own([&](int n, int v, int j) {
-            const Acc product = sum[n][0][v * 2 + j];
-            if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask(n, v, j) : product;
-          });
-        }
-      }
+      Acc sum[kN][1][4];
+      if (exchange.receive(turn, first_turn, sum))
+        for_own([&](int n, int v, int j) {
+          const Acc product = sum[n][0][v * 2 + j];
+          if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask(n, v, j) : product;
+        });
       for_own([&](int n, int v, int j) {
         if (step + 1 != samples.length[n][j]) return;
         const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -175,18 +135,18 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           squares[n][j] += static_cast<double>(r[n][v][j].h) * r[n][v][j].h;
           if constexpr (Cell::kHasCell) squares[n][j] += static_cast<double>(r[n][v][j].c) * r[n][v][j].c;
         });
-      if constexpr (Team::kStepwise) {
+      if constexpr (Exchange::Team::kStepwise) {
         if (tiling.phase == Phase::kUntilNorm) {
-          team.store_part(turn, squares);
+          exchange.team.store_part(turn, squares);
           break;
         }
         if (tiling.phase == Phase::kFromNorm) {
-          team.load_total(turn, squares);
+          exchange.team.load_total(turn, squares);
         } else {
-          team.sum(turn, squares);
+          exchange.team.sum(turn, squares);
         }
       } else {
-        team.sum(turn, squares);
+        exchange.team.sum(turn, squares);
       }
       unrolled<kN, 2>([&](int n, int j) {
         if (!is_live(n, j)) return;
@@ -236,11 +196,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           });
           if constexpr (Cell::kHasExtra) bias[v][G] += grad_n_h[n][v][j] = of_product[G - 1];
         });
-        unrolled<G>([&](int g) {
-          team.publish(turn + 1, n, g * H + unit_of(v), unit_of(v) < H, operand[0][g], operand[1][g]);
-        });
+        unrolled<G>([&](int g) { exchange.publish(turn + 1, n, g, unit_of(v), operand[0][g], operand[1][g]); });
       });
-    team.published();
+    exchange.published(turn + 1);
 
     for_own([&](int n, int v, int j) {
       if (!is_live(n, j)) return;
@@ -254,7 +212,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       }
     });
   }
-  team.finish();
+  exchange.team.finish();
 
   const bool ends = tiling.end == T + 1;
   for_own([&](int n, int v, int j) {
@@ -293,7 +251,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_backward(const BackwardParams p, const Tiling tiling, const Workspace workspace) {
-  if constexpr (kArch >= Team<Op, kN>::kMinArch) run_backward<Op, Cell, Team, kN>(p, tiling, workspace);
+  if constexpr (kArch >= Team<Op, kN>::kMinArch)
+    run_backward<Op, Cell, ExchangeOf<Op, Cell, Team, kN>>(p, tiling, workspace);
 }
 
 }  // namespace fastrnn::cuda

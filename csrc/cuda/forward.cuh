@@ -13,6 +13,7 @@
 
 #include "../params.h"
 #include "cell.cuh"
+#include "cluster.cuh"
 #include "product.cuh"
 #include "rows.cuh"
 #include "team.cuh"
@@ -40,15 +41,15 @@ struct ForwardRows {
   const Scalar* w_hh;  // [G*H, H]
   int hidden_size;
   int first_unit;  // of the warp
-  FASTRNN_DEVICE RowPair<Scalar> operator()(int tile) const {
+  FASTRNN_DEVICE WeightRun<Scalar> operator()(int tile, int half, int column) const {
     using Tiles = GateTiles<Cell>;
     const int unit = first_unit + tile / Tiles::kTiles * Tiles::kUnits + Lane::of_thread().group;
     const int in_group = tile % Tiles::kTiles;
-    if constexpr (Tiles::kPaired) return {row(2 * in_group, unit), row(2 * in_group + 1, unit), 1};
-    return {row(in_group, unit), row(in_group, unit + 8), 1};
+    return Tiles::kPaired ? run(2 * in_group + half, unit, column) : run(in_group, unit + 8 * half, column);
   }
-  FASTRNN_DEVICE const Scalar* row(int gate, int unit) const {
-    return unit < hidden_size ? w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size : nullptr;
+  FASTRNN_DEVICE WeightRun<Scalar> run(int gate, int unit, int column) const {
+    if (unit >= hidden_size) return {nullptr, 1, 0};
+    return {w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size + column, 1, hidden_size - column};
   }
 };
 
@@ -120,7 +121,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
 
   const ForwardRows<Scalar, Cell> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
   const WarpWeights<Op, kTiles, kForwardRegisters<kN> / 8 / kTiles, ForwardRows<Scalar, Cell>> weights(
-      weight_rows, H, tiling, shared.weights);
+      weight_rows, first_chunk(tiling), Team::num_chunks(H), tiling, shared.weights);
 
   const auto unit_of = [&](int v) {
     return first_unit + v / Tiles::kUnitsPerThread * Tiles::kUnits + v % Tiles::kUnitsPerThread * 8 + lane.group;

@@ -46,12 +46,12 @@ FASTRNN_DEVICE void unrolled(Visit visit) {
   unrolled<kFirst>([&](int i) { unrolled<kSecond, kThird>([&](int j, int k) { visit(i, j, k); }); });
 }
 
-// A weight row that does not exist (a tail) is null and reads as zeros.
+// What a thread reads together of a weight row. Columns that do not exist (a tail, or a row that is none) read as zeros.
 template <typename Scalar>
-struct RowPair {
-  const Scalar* low;   // row `group` of the tile
-  const Scalar* high;  // row `group` + 8
-  int64_t stride;      // between its columns
+struct WeightRun {
+  const Scalar* first;
+  int64_t stride;  // between columns
+  int count;       // of the columns that exist; none where it is not positive
 };
 
 // A thread's share of a chunk of X for the tensor cores: two fragments b.
@@ -83,10 +83,13 @@ struct Tensor {
 
   FASTRNN_DEVICE static Element operand(float x) { return Number::operand(x); }
 
-  FASTRNN_DEVICE static Weights load(const RowPair<Scalar>& rows, int column, int num_columns) {
+  // `rows(tile, half, column)`: the WeightRun of row `group` + 8 * half of a tile.
+  template <typename Rows>
+  FASTRNN_DEVICE static Weights load(const Rows& rows, int tile, int column) {
+    const int first = column + Lane::of_thread().quad * kPerLane;
     Weights weights;
-    load_row<0>(weights, rows.low, rows.stride, column, num_columns);
-    load_row<1>(weights, rows.high, rows.stride, column, num_columns);
+    load_row<0>(weights, rows(tile, 0, first));
+    load_row<1>(weights, rows(tile, 1, first));
     return weights;
   }
 
@@ -117,14 +120,11 @@ struct Tensor {
 
  private:
   template <int kOdd>
-  FASTRNN_DEVICE static void load_row(Weights& weights, const Scalar* row, int64_t stride, int column,
-                                      int num_columns) {
-    const int first = column + Lane::of_thread().quad * kPerLane;
+  FASTRNN_DEVICE static void load_row(Weights& weights, const WeightRun<Scalar>& run) {
     uint32_t word[4] = {0, 0, 0, 0};
-    if (row != nullptr) {
-      const Scalar* from = row + first * stride;
-      if (stride == 1 && first + kPerLane <= num_columns && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-        const uint4 all = *reinterpret_cast<const uint4*>(from);
+    if (run.count > 0) {
+      if (run.stride == 1 && run.count >= kPerLane && reinterpret_cast<uintptr_t>(run.first) % 16 == 0) {
+        const uint4 all = *reinterpret_cast<const uint4*>(run.first);
         word[0] = all.x, word[1] = all.y, word[2] = all.z, word[3] = all.w;
         FASTRNN_UNROLL
         for (int i = 0; i < 4; ++i) word[i] = Number::rounded_word(word[i]);
@@ -135,7 +135,7 @@ struct Tensor {
           FASTRNN_UNROLL
           for (int j = 0; j < kPerWord; ++j) {
             const int index = i * kPerWord + j;
-            pair[j] = first + index < num_columns ? from[index * stride] : Number::operand(0.0f);
+            pair[j] = index < run.count ? run.first[index * run.stride] : Number::operand(0.0f);
           }
           memcpy(&word[i], pair, 4);
           word[i] = Number::rounded_word(word[i]);
@@ -216,10 +216,11 @@ struct Fma {
   FASTRNN_DEVICE static int place(int k) { return k; }
   FASTRNN_DEVICE static Element operand(Acc x) { return x; }
 
-  FASTRNN_DEVICE static Weights load(const RowPair<Scalar>& rows, int column, int num_columns) {
+  template <typename Rows>
+  FASTRNN_DEVICE static Weights load(const Rows& rows, int tile, int column) {
     Weights weights;
-    load_row(weights.low, rows.low, rows.stride, column, num_columns);
-    load_row(weights.high, rows.high, rows.stride, column, num_columns);
+    load_row(weights.low, rows(tile, 0, column));
+    load_row(weights.high, rows(tile, 1, column));
     return weights;
   }
 
@@ -272,17 +273,13 @@ struct Fma {
     FASTRNN_UNROLL
     for (int i = 0; i < kChunk; ++i) to[i] = from[i];
   }
-  FASTRNN_DEVICE static void load_row(Acc (&to)[kChunk], const Scalar* row, int64_t stride, int column,
-                                      int num_columns) {
-    const Scalar* from = row + column * stride;
-    if (row != nullptr && stride == 1 && column + kChunk <= num_columns &&
-        reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      copy(to, reinterpret_cast<const Row*>(from)->value);
+  FASTRNN_DEVICE static void load_row(Acc (&to)[kChunk], const WeightRun<Scalar>& run) {
+    if (run.stride == 1 && run.count >= kChunk && reinterpret_cast<uintptr_t>(run.first) % 16 == 0) {
+      copy(to, reinterpret_cast<const Row*>(run.first)->value);
       return;
     }
     FASTRNN_UNROLL
-    for (int i = 0; i < kChunk; ++i)
-      to[i] = row != nullptr && column + i < num_columns ? row[(column + i) * stride] : Acc(0);
+    for (int i = 0; i < kChunk; ++i) to[i] = i < run.count ? run.first[i * run.stride] : Acc(0);
   }
 };
 

@@ -17,14 +17,13 @@ class WarpWeights {
   static constexpr int kRegisterChunks = Op::kInRegisters ? kMaxRegisterChunks : 0;
   static constexpr int kSharedChunkBytes = kTiles * Op::kSharedBytes;
 
-  // `shared`: of the block, [warps, shared_chunks, kTiles, Op::kSharedBytes]. `rows(tile)` is the RowPair of a tile.
-  FASTRNN_DEVICE WarpWeights(const Rows& rows, int num_columns, const Tiling& tiling, unsigned char* shared)
-      : rows_(rows), num_columns_(num_columns) {
-    const int warp = threadIdx.x / kWarp, all_chunks = (num_columns + Op::kChunk - 1) / Op::kChunk;
-    first_ = warp / tiling.unit_warps * tiling.chunks;
-    count_ = all_chunks - first_ < tiling.chunks ? all_chunks - first_ : tiling.chunks;
+  // Of the chunks [first, end) a warp has at most tiling.chunks. `shared`: of the block, [warps, shared_chunks, kTiles,
+  // Op::kSharedBytes]. `rows`: as Op::load wants them.
+  FASTRNN_DEVICE WarpWeights(const Rows& rows, int first, int end, const Tiling& tiling, unsigned char* shared)
+      : rows_(rows), first_(first) {
+    count_ = end - first < tiling.chunks ? end - first : tiling.chunks;
     shared_end_ = kRegisterChunks + tiling.shared_chunks < count_ ? kRegisterChunks + tiling.shared_chunks : count_;
-    shared_ = shared + warp * tiling.shared_chunks * kSharedChunkBytes;
+    shared_ = shared + threadIdx.x / kWarp * tiling.shared_chunks * kSharedChunkBytes;
     if constexpr (kRegisterChunks > 0) {
       FASTRNN_UNROLL
       for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
@@ -44,18 +43,28 @@ class WarpWeights {
   template <int kN>
   FASTRNN_DEVICE void multiply(Acc (&sum)[kN][kTiles][4], const Element* x, int rows_of_x) const {
     unrolled<kN, kTiles, 4>([&](int n, int tile, int i) { sum[n][tile][i] = 0; });
-    const auto add = [&](int chunk, auto weights_of) {
-      typename Op::Inputs inputs[kN];
+    for_chunks([&](int chunk, auto weights_of) { add_chunk(sum, weights_of, x, rows_of_x, first_ + chunk); });
+  }
+
+  // sum[n][tile] += weights_of(tile) * a chunk of x[n].
+  template <int kN, typename WeightsOf>
+  FASTRNN_DEVICE static void add_chunk(Acc (&sum)[kN][kTiles][4], WeightsOf weights_of, const Element* x, int rows_of_x,
+                                       int chunk_of_x) {
+    typename Op::Inputs inputs[kN];
+    FASTRNN_UNROLL
+    for (int n = 0; n < kN; ++n)
+      inputs[n] = Op::inputs(x + (static_cast<int64_t>(n) * rows_of_x + chunk_of_x * Op::kChunk) * kTileBatch);
+    FASTRNN_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const typename Op::Weights weights = weights_of(tile);
       FASTRNN_UNROLL
-      for (int n = 0; n < kN; ++n)
-        inputs[n] = Op::inputs(x + (static_cast<int64_t>(n) * rows_of_x + (first_ + chunk) * Op::kChunk) * kTileBatch);
-      FASTRNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const typename Op::Weights weights = weights_of(tile);
-        FASTRNN_UNROLL
-        for (int n = 0; n < kN; ++n) Op::multiply_add(sum[n][tile], weights, inputs[n]);
-      }
-    };
+      for (int n = 0; n < kN; ++n) Op::multiply_add(sum[n][tile], weights, inputs[n]);
+    }
+  }
+
+  // Calls add(chunk, weights_of) for the warp's chunks in order, counted from its first; weights_of(tile).
+  template <typename Add>
+  FASTRNN_DEVICE void for_chunks(Add add) const {
     if constexpr (kRegisterChunks > 0) {
       FASTRNN_UNROLL
       for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
@@ -73,18 +82,23 @@ class WarpWeights {
 
  private:
   FASTRNN_DEVICE typename Op::Weights from_memory(int chunk, int tile) const {
-    return Op::load(rows_(tile), (first_ + chunk) * Op::kChunk, chunk < count_ ? num_columns_ : 0);
+    if (chunk >= count_) return {};
+    return Op::load(rows_, tile, (first_ + chunk) * Op::kChunk);
   }
   FASTRNN_DEVICE unsigned char* in_shared(int chunk, int tile) const {
     return shared_ + (chunk - kRegisterChunks) * kSharedChunkBytes + tile * Op::kSharedBytes;
   }
 
   Rows rows_;
-  int num_columns_;
   int first_, count_, shared_end_;  // chunks: the first of all columns, how many, and where those in shared memory end
   unsigned char* shared_;
   typename Op::Weights registers_[kRegisterChunks > 0 ? kRegisterChunks : 1][kTiles];
 };
+
+// Where the chunks begin that a warp has of columns which `splits` warps share.
+FASTRNN_DEVICE int first_chunk(const Tiling& tiling) {
+  return static_cast<int>(threadIdx.x) / kWarp / tiling.unit_warps * tiling.chunks;
+}
 
 // Adds the sums of the warps that share the columns of the same units, in fixed order; the first of them has the result.
 // `partial` is shared memory, [splits - 1, unit_warps, kN * kTiles, 32] of four sums each.

@@ -119,6 +119,7 @@ bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimit
 template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
 bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLimits& device, const Run& run) {
   using Acc = typename Op::Acc;
+  using Exchange = ExchangeOf<Op, Cell, Team, kN>;
   const Shape& shape = params.shape;
   const int64_t num_sums = shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * shape.hidden_size;
   const std::string what = "recurrence_backward of " + describe(shape);
@@ -136,9 +137,8 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
     if (!takes_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
   };
-  if (!run_plan<BackwardShared<Op, Cell, Team<Op, kN>>>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>,
-                                                        params, plan, device, run, workspace,
-                                                        static_cast<int>(shape.steps) + 1, phases))
+  if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
+                                           device, run, workspace, static_cast<int>(shape.steps) + 1, phases))
     return false;
   if (params.grad_bias) {
     finish.threads = kThreads;

@@ -8,7 +8,7 @@
 // for turn t + 1 after it has read turn t, and nobody publishes for turn t + 2 before it has all of turn t + 1.
 //
 //   BlockTeam    one block: X in two buffers of shared memory by parity of the turn, __syncthreads
-//   ClusterTeam  a cluster: each row is pushed into the shared memory of every peer, whose barrier counts the bytes
+//   ClusterTeam  a cluster (cluster.cuh): each row is pushed into the shared memory of every peer, whose barrier counts the bytes
 //   GridTeam     any blocks: rows go through L2. `persistent`: each block raises the team's counter after its rows; else the
 //                boundary between two launches is the barrier, and a launch runs one turn.
 #pragma once
@@ -52,10 +52,11 @@ class TeamBase {
   static constexpr int kSamples = kN * kTileBatch;
   static constexpr int kMinArch = 80;  // the compute capability that the instructions need, 80 for 8.0
 
-  // K: rows of the operand.
-  FASTRNN_HD static int padded_rows(int64_t num_rows) {
-    return static_cast<int>((num_rows + Op::kChunk - 1) / Op::kChunk * Op::kChunk);
+  // Of an operand of K rows; the last chunk is filled up with zeros.
+  FASTRNN_HD static int num_chunks(int64_t num_rows) {
+    return static_cast<int>((num_rows + Op::kChunk - 1) / Op::kChunk);
   }
+  FASTRNN_HD static int padded_rows(int64_t num_rows) { return num_chunks(num_rows) * Op::kChunk; }
   FASTRNN_DEVICE int rows() const { return rows_; }
 
  protected:
@@ -264,120 +265,6 @@ class GridTeam : public TeamBase<Op, kN_> {
   Element* exchange_;
   double* norms_;
   unsigned* counters_;
-  int started_ = -1;  // the turn whose operand `start` has put in place
-  int sums_ = 0;
-};
-
-template <typename Op, int kN_>
-class ClusterTeam : public TeamBase<Op, kN_> {
-  using Base = TeamBase<Op, kN_>;
-
- public:
-  static constexpr int kMinArch = 90;
-  using Element = typename Op::Element;
-  static constexpr int kN = kN_;
-  static constexpr bool kStepwise = false;
-
-  struct Shared {
-    MBarrier* barriers;  // [4]  of X and of the sums, by parity of the turn
-    Element* x;          // [2, kN, K padded, 8]
-    double* sums;        // [unit_warps, kSamples]
-    double* parts;       // [2, team, kSamples]
-    FASTRNN_HD Shared(SharedArrays& arrays, int64_t num_rows, const Tiling& tiling) {
-      barriers = arrays.take<MBarrier>(4);
-      x = arrays.take<Element>(2 * int64_t{kN} * Base::padded_rows(num_rows) * kTileBatch);
-      sums = arrays.take<double>(tiling.unit_warps * Base::kSamples);
-      parts = arrays.take<double>(2 * tiling.team_size * Base::kSamples);
-    }
-  };
-
-  FASTRNN_DEVICE ClusterTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place,
-                             const Workspace&)
-      : Base(num_rows), shared_(shared), tiling_(tiling), rank_(place.rank) {}
-
-  template <typename Value>
-  FASTRNN_DEVICE void start(int turn, Value value) {
-    started_ = turn;
-    this->fill(buffer(turn), value);
-    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < 4; ++i) mbarrier_init(shared_.barriers + i, 1);
-      fence_mbarrier_init();
-    }
-    cluster_sync();
-  }
-  FASTRNN_DEVICE const Element* wait(int turn) {
-    if (turn != started_)
-      receive(shared_.barriers + turn % 2, turn - started_ - 1, this->num_rows_ * Base::kSamples * sizeof(Element));
-    return buffer(turn);
-  }
-  // By whole warps: the four threads of a row put it together, then each sends it to a quarter of the peers.
-  FASTRNN_DEVICE void publish(int turn, int n, int k, bool valid, Element first, Element second) {
-    const Lane lane = Lane::of_thread();
-    Element* row = this->at(buffer(turn), n, valid ? k : 0);
-    MBarrier* barrier = shared_.barriers + turn % 2;
-    if constexpr (sizeof(Element) == 2) {
-      const Element pair[2] = {first, second};
-      uint32_t word;
-      memcpy(&word, pair, 4);
-      uint4 all;
-      all.x = __shfl_sync(0xffffffffu, word, lane.group * 4);
-      all.y = __shfl_sync(0xffffffffu, word, lane.group * 4 + 1);
-      all.z = __shfl_sync(0xffffffffu, word, lane.group * 4 + 2);
-      all.w = __shfl_sync(0xffffffffu, word, lane.group * 4 + 3);
-      if (!valid) return;
-      FASTRNN_NO_UNROLL
-      for (int peer = lane.quad; peer < tiling_.team_size; peer += 4)
-        store_async(map_to_peer(row, peer), map_to_peer(barrier, peer), all);
-    } else {
-      if (!valid) return;
-      uint2 pair;
-      memcpy(&pair.x, &first, 4);
-      memcpy(&pair.y, &second, 4);
-      FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < tiling_.team_size; ++peer)
-        store_async(map_to_peer(row + 2 * lane.quad, peer), map_to_peer(barrier, peer), pair);
-    }
-  }
-  FASTRNN_DEVICE void published() {}
-
-  FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
-    this->store_sums(value, tiling_, shared_.sums);
-    const int round = sums_++;
-    double* parts = shared_.parts + round % 2 * tiling_.team_size * Base::kSamples;
-    MBarrier* barrier = shared_.barriers + 2 + round % 2;
-    if (threadIdx.x < Base::kSamples) {
-      double sum = 0;
-      for (int i = 0; i < tiling_.unit_warps; ++i) sum += shared_.sums[i * Base::kSamples + threadIdx.x];
-      uint2 words;
-      memcpy(&words, &sum, 8);
-      double* part = parts + rank_ * Base::kSamples + threadIdx.x;
-      FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < tiling_.team_size; ++peer)
-        store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
-    }
-    receive(barrier, round, tiling_.team_size * Base::kSamples * sizeof(double));
-    this->load_sums(value, tiling_.team_size, [&](int i) { return parts[i]; });
-  }
-
-  // Nobody leaves while a peer may still push to it.
-  FASTRNN_DEVICE void finish() { cluster_sync(); }
-
- private:
-  FASTRNN_DEVICE Element* buffer(int turn) const { return shared_.x + turn % 2 * kN * this->rows_ * kTileBatch; }
-
-  // `round` counts the uses of both barriers of a kind, which take turns.
-  FASTRNN_DEVICE void receive(MBarrier* barrier, int round, size_t bytes) {
-    // Nobody is a turn behind, reading what may now be overwritten or waiting for a phase that is over.
-    __syncthreads();
-    if (threadIdx.x == 0) mbarrier_expect_bytes(barrier, static_cast<unsigned>(bytes));
-    Spin spin("its peers", round);
-    while (!mbarrier_test(barrier, round / 2 % 2)) spin.pause();
-  }
-
-  Shared shared_;
-  const Tiling& tiling_;
-  int rank_;
   int started_ = -1;  // the turn whose operand `start` has put in place
   int sums_ = 0;
 };

@@ -14,13 +14,19 @@ constexpr int kMaxClusterSize = 16;
 // What backward does in a launch of one step whose gradient norm all blocks have to know before the cell can run.
 enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };
 
+// In backward, the cluster team: how the gate gradients become the recurrent gradient (exchange.cuh). An all-gather brings every
+// block [G*H] of the operand's elements a sample, a reduce-scatter [H] sums, which have four bytes.
+constexpr bool scatters_gradients(int gates, int element_bytes) { return gates * element_bytes > 4; }
+constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once in a reduce-scatter
+constexpr int scatter_registers(int batch_tiles) { return batch_tiles == 1 ? 96 : 48; }  // that hold weights
+
 struct Tiling {
-  int team_size;      // blocks that hold the weights of one direction together, for one slice of the batch
-  int num_slices;     // of the batch, kTileBatch * kN samples each
-  int first_team;     // of this launch, in the order direction, slice
-  int unit_warps;     // warps that own different units; unit_warps * splits = kWarps
-  int splits;         // warps that share the columns of the weights of the same units
-  int chunks;         // of columns, a warp's share
+  int team_size;   // blocks that hold the weights of one direction together, for one slice of the batch
+  int num_slices;  // of the batch, kTileBatch * kN samples each
+  int first_team;  // of this launch, in the order direction, slice
+  int unit_warps;  // warps that own different units; unit_warps * splits = kWarps
+  int splits;      // warps that share the columns of the weights of the same units
+  int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
   // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
   // gradient of the initial state.

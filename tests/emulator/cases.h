@@ -20,6 +20,8 @@ struct Case {
   std::string device = "H100";
 
   int64_t state_size() const { return projects ? hidden_size - 2 : hidden_size; }
+  // Where no norm is taken, nobody waits for all others between what it receives and what it sends.
+  bool takes_norm() const { return clip != ClipMode::kValue; }
   bool uses_tf32() const { return plan.ends_with("+tf32"); }
 
   std::string name() const {
@@ -95,6 +97,14 @@ inline std::vector<Case> cases(const std::string& selection) {
                       .packed = clip == ClipMode::kValue,
                       .site = 's',
                       .clip = clip});
+  // Warps of a reduce-scatter with several groups of tiles, blocks with several warps of units, the last with fewer.
+  result.push_back({.cell = kLstm,
+                    .plan = "cluster",
+                    .batch = 3,
+                    .hidden_size = 260,
+                    .ragged = true,
+                    .site = 's',
+                    .clip = ClipMode::kValue});
   if (selection != "all") return result;
   // More teams than can run at once; weights that do not fit on chip; a device that has fewer features.
   result.push_back({.cell = kLstm, .plan = "grid", .batch = 17, .hidden_size = 64, .directions = 2, .device = "small"});
