@@ -11,7 +11,12 @@ from pathlib import Path
 
 from fastrnn import _C
 
-DEVICES = {"H100": (9, 0, 132, 232448, 16), "A100": (8, 0, 108, 166912, 0)}
+# Multiprocessors of each part that a cluster does not leave; no two H100s are alike.
+H100_PARTS = (16, 16, 16, 16, 16, 16, 18, 18)
+DEVICES = {
+    "H100": (9, 0, sum(H100_PARTS), 232448, [sum(part // size for part in H100_PARTS) for size in range(1, 17)]),
+    "A100": (8, 0, 108, 166912, []),
+}
 CELLS = {"RNN": 0, "LSTM": 2, "GRU": 3}
 SCALARS = {"bfloat16": (3, False), "tf32": (0, True), "float32": (0, False)}
 SHAPES = [

@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,6 +65,16 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
                   "step_us"_a = plan.step_us, "bound"_a = fastrnn::bound(plan), "text"_a = fastrnn::describe(plan));
 }
 
+fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, int shared_per_block,
+                                    const std::vector<int>& resident_clusters) {
+  fastrnn::DeviceLimits limits{major, minor, multiprocessors, shared_per_block, {}};
+  if (resident_clusters.size() >= limits.resident_clusters.size())
+    throw std::invalid_argument("resident_clusters has " + std::to_string(resident_clusters.size()) +
+                                " sizes, expected at most " + std::to_string(fastrnn::cuda::kMaxClusterSize));
+  std::copy(resident_clusters.begin(), resident_clusters.end(), limits.resident_clusters.begin() + 1);
+  return limits;
+}
+
 fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,
                                   int64_t state_size, int64_t directions, bool backward, bool takes_norm,
                                   bool allows_tf32, const std::string& wanted, bool all_plans) {
@@ -87,8 +99,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features, "Instruction sets of this processor that the CPU engine can use.");
 
   py::class_<fastrnn::DeviceLimits>(m, "DeviceLimits", "What a plan has to know of a GPU.")
-      .def(py::init<int, int, int, int, int>(), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"),
-           py::arg("shared_per_block"), py::arg("max_cluster_size"));
+      .def(py::init(&device_limits), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"),
+           py::arg("shared_per_block"), py::arg("resident_clusters"),
+           "resident_clusters: of 1, 2, ... blocks, how many run at the same time; empty where there are none.");
   py::class_<fastrnn::PlanRequest>(m, "PlanRequest",
                                    "What a plan is asked for; cell and scalar as csrc/params.h numbers them.")
       .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),

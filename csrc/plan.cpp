@@ -155,7 +155,10 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
     return {std::nullopt, "the weights do not fit in registers and shared memory"};
 
   // Blocks that wait for each other run at the same time; more teams run one after another.
-  const int64_t at_once = std::max(1, device.multiprocessors / tiling.team_size);
+  const int64_t at_once = team == Team::kCluster ? device.resident_clusters[tiling.team_size]
+                                                 : std::max(1, device.multiprocessors / tiling.team_size);
+  if (at_once == 0)
+    return {std::nullopt, "the device has no room for a cluster of " + std::to_string(tiling.team_size) + " blocks"};
   const double rounds = team == Team::kStepwise
                             ? std::max(1.0, double(plan.num_teams) * tiling.team_size / device.multiprocessors)
                             : double(ceil_div(plan.num_teams, at_once));
@@ -163,12 +166,19 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
     return {std::nullopt, "a team has more blocks than the device can run at once"};
   const double samples = candidate.batch_tiles * kTileBatch;
   const double columns = double(tiling.chunks) * operand.chunk;  // of a warp
+  int64_t busy_warps = kWarps;
+  if (plan.scatters) {
+    // Few units have no tiles for all warps; the warps of a block are spread over four schedulers.
+    const int64_t tiles_of_warp = tiling.chunks / ceil_div(kernel.columns, operand.chunk) * kernel.tiles;
+    busy_warps = ceil_div(ceil_div(num_warps, tiles_of_warp), 4) * 4;
+  }
   const double received = plan.scatters ? double(tiling.team_size) * tiling.unit_warps * kernel.units * samples * 4
                                         : double(kernel.columns) * samples * operand.element_bytes;
   if (tiling.team_size > 1) plan.exchange_bytes = static_cast<int64_t>(received);
   plan.costs = {{
-      {"multiply-adds", kWarps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
-      {"weights from shared memory", tiling.shared_chunks * double(per_chunk) / kSharedBytes / kClock},
+      {"multiply-adds", busy_warps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
+      {"weights from shared memory",
+       tiling.shared_chunks * double(per_chunk) * busy_warps / kWarps / kSharedBytes / kClock},
       {"weights from L2",
        (team == Team::kStepwise ? tiling.chunks : streamed_chunks) * double(per_chunk) / kL2Bytes / kClock},
       {"cell", kPointwise},
@@ -257,10 +267,10 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
   for (int tiles : {1, 2}) {
     candidates.push_back({Team::kStepwise, tiles, 0});
     for (int size : {2, 4, 8, 16})
-      if (size <= device.max_cluster_size) candidates.push_back({Team::kCluster, tiles, size});
+      if (size <= device.max_cluster_size()) candidates.push_back({Team::kCluster, tiles, size});
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
   }
-  if (device.max_cluster_size == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
+  if (device.max_cluster_size() == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
   for (const Candidate& candidate : candidates) {
     const Team team = candidate.team;
     const bool waits_for_blocks = team == Team::kCluster || team == Team::kGrid;
@@ -287,6 +297,12 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
 }
 
 }  // namespace
+
+int DeviceLimits::max_cluster_size() const {
+  int size = cuda::kMaxClusterSize;
+  while (size > 0 && resident_clusters[size] == 0) --size;
+  return size;
+}
 
 const char* team_name(Team team) {
   constexpr const char* kNames[] = {"block", "cluster", "grid", "stepwise", "matmul"};

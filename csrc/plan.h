@@ -28,7 +28,11 @@ struct DeviceLimits {
   int major, minor;  // compute capability
   int multiprocessors;
   int shared_per_block;  // bytes, after opting in
-  int max_cluster_size;  // 0: no clusters; 8, or 16 where the device allows more than is portable
+  // [size]: clusters that run at the same time where a block takes a multiprocessor; 0: none does. The parts of a chip that a
+  // cluster does not leave have an odd number of multiprocessors, so that this is less than the quotient.
+  std::array<int, cuda::kMaxClusterSize + 1> resident_clusters;
+
+  int max_cluster_size() const;
 };
 
 struct PlanRequest {

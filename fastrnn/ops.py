@@ -110,6 +110,11 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 
+def device_limits(backend: str, index: int) -> list[int]:
+    """What a plan has to know of a device (csrc/ops/schema.h: device_limits)."""
+    return list(getattr(torch.ops, _NAMESPACES[backend]).device_limits(index))
+
+
 def rnn_uses_tf32() -> bool:
     """Whether products of float32 may be tf32, as torch says of cuDNN's RNNs."""
     rnn: Any = torch.backends.cudnn.rnn

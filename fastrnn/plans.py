@@ -19,19 +19,13 @@ if TYPE_CHECKING:
 _SCALARS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as csrc/params.h numbers them
 
 
-def device_limits(device: torch.device) -> _C.DeviceLimits:
-    """What a plan has to know of a CUDA device."""
+def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
+    """What a plan has to know of the device of a backend with CUDA kernels."""
     from fastrnn import _C
 
-    properties: Any = torch.cuda.get_device_properties(device)
-    clusters = 0 if properties.major < 9 else 16 if properties.major < 12 else 8
-    return _C.DeviceLimits(
-        properties.major,
-        properties.minor,
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
-        clusters,
-    )
+    index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
+    numbers = ops.device_limits(backend, index)
+    return _C.DeviceLimits(*numbers[:4], numbers[4:])
 
 
 def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:
@@ -115,10 +109,8 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
             f"{torch.get_num_threads()} threads"
         )
     else:
-        from fastrnn import _C
-
-        limits = device_limits(data.device) if backend == "cuda" else _C.DeviceLimits(9, 0, 132, 232448, 16)
-        where = torch.cuda.get_device_name(data.device) if backend == "cuda" else "an emulated H100"
+        limits = device_limits(backend, data.device)
+        where = torch.cuda.get_device_name(data.device) if backend == "cuda" else "an emulated device"
         lines.append(f"{backend}: on {where}")
         lines.extend(_layer_plans(rnn, dtype, steps, batch, limits))
     return "\n".join(lines)

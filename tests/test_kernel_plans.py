@@ -209,6 +209,19 @@ def test_a_device_that_cannot_run_a_plan_says_so_and_the_next_call_works(device_
 
 
 @pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+def test_the_clusters_that_fit_are_asked_of_the_runtime(device_of):
+    for name, limits, of_8, of_16 in [
+        ("H100", [9, 0, 132, 227 << 10], 16, 8),
+        ("small", [9, 0, 16, 227 << 10], 2, 0),
+        ("A100", [8, 0, 108, 163 << 10], 0, 0),
+    ]:
+        device_of(name)
+        numbers = list(torch.ops.fastrnn_emulated.device_limits(0))
+        assert numbers[:4] == limits
+        assert len(numbers) == 20 and numbers[4 + 7] == of_8 and numbers[4 + 15] == of_16
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
 @pytest.mark.parametrize("name", DEVICES)
 def test_every_device_runs_every_layer_by_some_plan(device_of, monkeypatch, name):
     device_of(name)

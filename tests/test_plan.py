@@ -6,14 +6,20 @@ from fastrnn import _library
 
 _C = pytest.importorskip("fastrnn._C")
 
-DEVICES = {  # major, minor, multiprocessors, shared memory of a block, largest cluster
-    "A100": (8, 0, 108, 166912, 0),
-    "RTX 3060": (8, 6, 28, 101376, 0),
-    "RTX 4090": (8, 9, 128, 101376, 0),
-    "H100": (9, 0, 132, 232448, 16),
-    "B200": (10, 0, 148, 232448, 16),
-    "RTX 5090": (12, 0, 170, 101376, 8),
-    "T4": (7, 5, 40, 65536, 0),
+
+def clusters(largest: int, *parts: int) -> list[int]:
+    """How many clusters of 1, 2, ... blocks fit into the parts of a chip, which have so many multiprocessors."""
+    return [sum(part // size for part in parts) for size in range(1, largest + 1)]
+
+
+DEVICES = {  # major, minor, multiprocessors, shared memory of a block, clusters
+    "A100": (8, 0, 108, 166912, []),
+    "RTX 3060": (8, 6, 28, 101376, []),
+    "RTX 4090": (8, 9, 128, 101376, []),
+    "H100": (9, 0, 132, 232448, clusters(16, 16, 16, 16, 16, 16, 16, 18, 18)),
+    "B200": (10, 0, 148, 232448, clusters(16, 18, 18, 18, 18, 18, 18, 20, 20)),
+    "RTX 5090": (12, 0, 170, 101376, clusters(8, 16, 16, 16, 16, 16, 16, 16, 16, 14, 14, 14)),
+    "T4": (7, 5, 40, 65536, []),
 }
 CELLS = {"rnn": 0, "lstm": 2, "gru": 3}
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -42,7 +48,7 @@ def request(cell="lstm", scalar="bfloat16", batch=16, hidden=512, steps=100, sta
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_plan_covers_the_layer_and_fits_the_device(name, scalar, cell):
-    major, _, multiprocessors, shared, largest_cluster = DEVICES[name]
+    major, _, multiprocessors, shared, resident = DEVICES[name]
     for hidden in (1, 7, 50, 64, 128, 200, 256, 300, 512, 650, 768, 1024, 1150, 2048, 4096):
         for batch in (1, 3, 8, 10, 33, 128, 1000):
             for backward in (False, True):
@@ -68,7 +74,7 @@ def test_every_plan_covers_the_layer_and_fits_the_device(name, scalar, cell):
                         check_covers(plan, cell, hidden, batch, backward, CHUNKS["tf32" if tf32 else scalar])
                         assert plan["shared_bytes"] <= shared
                         if plan["team"] == "cluster":
-                            assert scalar != "float64" and plan["team_size"] <= largest_cluster
+                            assert scalar != "float64" and plan["team_size"] <= len(resident)
                         if plan["team"] == "grid":
                             assert plan["team_size"] <= multiprocessors
                         if plan["team"] == "block":
@@ -174,6 +180,35 @@ def test_a_cluster_exchanges_in_backward_what_is_fewer_bytes(cell, scalar):
     assert plan["exchange_bytes"] == min(summed, gathered)
     kind = "reduce-scatter" if plan["scatters"] else "all-gather"
     assert f"{kind} of {plan['exchange_bytes'] // 1024} KB a block and step" in plan["text"]
+
+
+def limits(resident: list[int]):
+    return _C.DeviceLimits(9, 0, 132, 232448, resident)
+
+
+def test_clusters_run_in_as_many_rounds_as_the_device_has_room_for():
+    resident = clusters(16, 16, 16, 16, 16, 16, 16, 18, 18)
+    of_16 = request(wanted="cluster", batch=64)  # eight slices, of one team each
+    plan = _C.plan(of_16, limits(resident))
+    assert plan["team_size"] == 16 and plan["num_teams"] == 8 and resident[15] == 8
+    fewer = _C.plan(of_16, limits([*resident[:15], 7]))
+    assert fewer["step_us"] > plan["step_us"]
+    assert fewer["samples"] * fewer["num_teams"] >= 64
+
+
+def test_a_size_of_which_no_cluster_fits_is_passed_over():
+    largest = [
+        plan["team_size"] for plan in _C.all_plans(request(wanted="cluster", hidden=256), limits(clusters(16, 66, 66)))
+    ]
+    portable = [
+        plan["team_size"] for plan in _C.all_plans(request(wanted="cluster", hidden=256), limits(clusters(8, 66, 66)))
+    ]
+    assert max(largest) == 16 and max(portable) == 8
+
+
+def test_more_sizes_of_clusters_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="resident_clusters has 17 sizes, expected at most 16"):
+        limits([1] * 17)
 
 
 @pytest.mark.parametrize("team", ["block", "grid", "stepwise", "cluster"])

@@ -97,6 +97,24 @@ int compiled_arch(const Launch& launch, void (*kernel)(Parameters...)) {
   return attributes.ptxVersion;
 }
 
+// How many clusters of launch.cluster_size blocks of the kernel run at the same time on the current device.
+template <typename... Parameters>
+int resident_clusters(const Launch& launch, void (*kernel)(Parameters...)) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(launch.cluster_size));
+  config.blockDim = dim3(static_cast<unsigned>(launch.threads));
+  config.dynamicSmemBytes = launch.shared_bytes;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(launch.cluster_size);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) (void)cudaGetLastError();
+  return clusters;
+}
+
 // How many blocks of the kernel can wait for each other on the current device.
 template <typename... Parameters>
 int resident_blocks(const Launch& launch, void (*kernel)(Parameters...), int multiprocessors) {

@@ -3,10 +3,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <array>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 
-#include "../plan.h"
+#include "clusters.h"
 #include "kernels.h"
 #include "launch.cuh"
 #include "matmul.h"
@@ -17,6 +20,18 @@ namespace {
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("fastrnn: ") + cudaGetErrorString(error));
 }
+
+// Of a device of this many multiprocessors and bytes of shared memory: asked once.
+std::array<int, kMaxClusterSize + 1> resident_clusters(int device, int multiprocessors, int shared_per_block) {
+  static std::mutex mutex;
+  static std::map<std::array<int, 3>, std::array<int, kMaxClusterSize + 1>> known;
+  const std::lock_guard lock(mutex);
+  const auto [found, is_new] = known.try_emplace({device, multiprocessors, shared_per_block});
+  if (is_new) found->second = count_resident_clusters(shared_per_block);
+  return found->second;
+}
+
+}  // namespace
 
 DeviceLimits current_device() {
   int device = 0;
@@ -31,11 +46,12 @@ DeviceLimits current_device() {
   limits.minor = ask(cudaDevAttrComputeCapabilityMinor);
   limits.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   limits.shared_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const bool has_clusters = limits.major >= 9 && ask(cudaDevAttrClusterLaunch) != 0;
-  // More than 8 is not portable; data center parts have it.
-  limits.max_cluster_size = !has_clusters ? 0 : limits.major < 12 ? kMaxClusterSize : 8;
+  if (limits.major >= 9 && ask(cudaDevAttrClusterLaunch) != 0)
+    limits.resident_clusters = resident_clusters(device, limits.multiprocessors, limits.shared_per_block);
   return limits;
 }
+
+namespace {
 
 // FASTRNN_PLANS: empty, "all", or the name of the only plan.
 std::string plans_allowed() {

@@ -50,23 +50,6 @@ bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), con
   return true;
 }
 
-template <typename Params>
-bool fits_clusters(const Launch& launch_, void (*kernel)(Params, Tiling, Workspace)) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(launch_.cluster_size));
-  config.blockDim = dim3(static_cast<unsigned>(launch_.threads));
-  config.dynamicSmemBytes = launch_.shared_bytes;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(launch_.cluster_size);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) (void)cudaGetLastError();
-  return clusters > 0;
-}
-
 // Runs the launches of a plan: `steps` of them for stepwise, each in the phases that `phases(step)` gives.
 template <typename Shared, typename Params, typename Phases>
 bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
@@ -85,7 +68,7 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (compiled_arch(launch_, kernel) < Shared::kMinArch) return false;
   if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
   prepare(launch_, kernel);
-  if (plan.team == Team::kCluster && !fits_clusters(launch_, kernel)) return false;
+  if (plan.team == Team::kCluster && resident_clusters(launch_, kernel) == 0) return false;
   if (plan.team == Team::kGrid)
     check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));
   Tiling tiling = plan.tiling;

@@ -7,8 +7,12 @@
 #include <string>
 
 #include "../params.h"
+#include "../plan.h"
 
 namespace fastrnn::cuda {
+
+// What a plan has to know of the current device.
+DeviceLimits current_device();
 
 // out [m, n] = a [m, k] times b, which is [k, n], or [n, k] and transposed. a, b are in the storage type, out is in acc; no gaps.
 struct Product {

@@ -5,6 +5,7 @@
 
 #include "../cuda/norms.h"
 #include "../cuda/recurrence.h"
+#include "limits.h"
 #include "norms.h"
 #include "product.h"
 #include "tensors.h"
@@ -40,6 +41,12 @@ void clip_to(const ClipParams& params, int32_t device_index) {
   on_device(device_index, [&](cudaStream_t stream) { cuda::clip(params, stream); });
 }
 
+std::vector<int64_t> limits_of(int64_t device_index) {
+  std::vector<int64_t> numbers;
+  on_device(static_cast<int32_t>(device_index), [&](cudaStream_t) { numbers = numbers_of(cuda::current_device()); });
+  return numbers;
+}
+
 }  // namespace
 }  // namespace fastrnn::ops
 
@@ -48,4 +55,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
   m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
   m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("device_limits", TORCH_BOX(&fastrnn::ops::limits_of));
 }

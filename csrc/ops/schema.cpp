@@ -9,5 +9,6 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(fastrnn::kMatmulSchema);
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
+  m.def(fastrnn::kDeviceLimitsSchema);
   m.def("cpu_isa() -> str");  // the instruction set that the CPU engine runs here
 }

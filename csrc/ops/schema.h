@@ -32,4 +32,8 @@ inline constexpr const char* kSumOfSquaresSchema =
 // every tensor times min(1, max_norm / (norm + 1e-6)); untouched where that is 1
 inline constexpr const char* kClipSchema = "clip_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()";
 
+// What a plan has to know of a CUDA device (plan.h: DeviceLimits): major, minor, multiprocessors, shared memory of a block, then
+// how many clusters of 1, 2, ... blocks run at the same time.
+inline constexpr const char* kDeviceLimitsSchema = "device_limits(int device) -> int[]";
+
 }  // namespace fastrnn

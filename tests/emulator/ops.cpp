@@ -3,6 +3,7 @@
 
 #include "../../csrc/cuda/norms.h"
 #include "../../csrc/cuda/recurrence.h"
+#include "../../csrc/ops/limits.h"
 #include "../../csrc/ops/norms.h"
 #include "../../csrc/ops/product.h"
 #include "../../csrc/ops/tensors.h"
@@ -83,6 +84,7 @@ void clip_to(const ClipParams& params, int32_t) {
   cuda::clip(params, nullptr);
 }
 
+std::vector<int64_t> limits_of(int64_t) { return numbers_of(cuda::current_device()); }
 void use_device(const std::string& name) { emulator::use_device(name); }
 void set_seed(int64_t seed) { emulator::set_seed(seed); }
 
@@ -94,6 +96,7 @@ STABLE_TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def(fastrnn::kRecurrenceBackwardSchema);
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
+  m.def(fastrnn::kDeviceLimitsSchema);
   m.def("use_device(str name) -> ()");
   m.def("set_seed(int seed) -> ()");
 }
@@ -106,6 +109,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
+  m.impl("device_limits", TORCH_BOX(&fastrnn::ops::limits_of));
   m.impl("use_device", TORCH_BOX(&fastrnn::ops::use_device));
   m.impl("set_seed", TORCH_BOX(&fastrnn::ops::set_seed));
 }
