@@ -14,8 +14,10 @@ from fastrnn import _C
 # Multiprocessors of each part that a cluster does not leave; no two H100s are alike.
 H100_PARTS = (16, 16, 16, 16, 16, 16, 18, 18)
 DEVICES = {
-    "H100": (9, 0, sum(H100_PARTS), 232448, [sum(part // size for part in H100_PARTS) for size in range(1, 17)]),
-    "A100": (8, 0, 108, 166912, []),
+    "H100": _C.DeviceLimits(
+        9, 0, sum(H100_PARTS), 232448, [sum(part // size for part in H100_PARTS) for size in range(1, 17)]
+    ),
+    "A100": _C.DeviceLimits(8, 0, 108, 166912, []),
 }
 CELLS = {"RNN": 0, "LSTM": 2, "GRU": 3}
 SCALARS = {"bfloat16": (3, False), "tf32": (0, True), "float32": (0, False)}
@@ -36,7 +38,7 @@ def teams(plan: _C.Plan) -> str:
 
 
 def rows(device: str) -> list[str]:
-    limits = _C.DeviceLimits(*DEVICES[device])
+    limits = DEVICES[device]
     lines = [
         "| cell | arithmetic | B, T, H | pass | plan | blocks a team x teams | us a step | made of |",
         "|---" * 8 + "|",

@@ -1,8 +1,9 @@
+from collections.abc import Sequence
 from typing import TypedDict
 
 class DeviceLimits:
     def __init__(
-        self, major: int, minor: int, multiprocessors: int, shared_per_block: int, max_cluster_size: int
+        self, major: int, minor: int, multiprocessors: int, shared_per_block: int, resident_clusters: Sequence[int]
     ) -> None: ...
 
 class PlanRequest:
@@ -32,6 +33,8 @@ class Plan(TypedDict):
     splits: int
     chunks: int
     shared_chunks: int
+    scatters: bool
+    exchange_bytes: int
     shared_bytes: int
     step_us: float
     bound: str

@@ -24,8 +24,8 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     from fastrnn import _C
 
     index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
-    numbers = ops.device_limits(backend, index)
-    return _C.DeviceLimits(*numbers[:4], numbers[4:])
+    major, minor, multiprocessors, shared_per_block, *clusters = ops.device_limits(backend, index)
+    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters)
 
 
 def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:

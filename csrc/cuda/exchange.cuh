@@ -1,4 +1,4 @@
-// How the gate gradients of a turn, which the blocks of a team have of their own units, become the recurrent gradient of the next:
+// How the gate gradients of a turn, which each block has of its own units, become the recurrent gradient of the next turn:
 // dh = W_hh^T dgates. Both ways have the same face:
 //   exchange.publish(turn + 1, ...)       by the warps that own units: the gate gradients of their units
 //   exchange.published(turn + 1)
@@ -6,9 +6,9 @@
 //
 //   GatherExchange   all blocks get the gate gradients of all, [G*H] rows of the operand's type, and multiply with the columns
 //                    of W_hh that belong to their units. In every team.
-//   ScatterExchange  a block multiplies its own gate gradients with its own rows of W_hh: a part of dh for all units of the team.
-//                    Each owner gets the parts of its units, [H] rows of the sums' type in all, and adds them. In a cluster,
-//                    where that is fewer bytes (tiling.h: scatters_gradients).
+//   ScatterExchange  a block multiplies its own gate gradients with its own rows of W_hh: a part of dh for all units of the
+//                    team. Each owner gets the parts of its units, [H] rows of the sums' type in all, and adds them. In a
+//                    cluster, where that is fewer bytes (tiling.h: scatters_gradients).
 #pragma once
 
 #include "../params.h"
@@ -94,8 +94,9 @@ class GatherExchange {
   bool waits_at_first_ = false;
 };
 
-// The transposed rows of W_hh that belong to a block's units. A tile is 16 units of the team. Groups of kScatterTiles tiles follow
-// each other along the columns, each with the block's gate gradients as columns: the units of one gate after those of another.
+// The rows of W_hh that belong to a block's units, transposed: a tile is 16 units of the team, and its columns are the block's
+// gate gradients, the units of one gate after those of another. A warp's groups of kScatterTiles tiles follow each other along
+// the columns.
 template <typename Scalar>
 struct ScatterRows {
   const Scalar* w_hh;  // [G*H, H]
@@ -114,11 +115,12 @@ struct ScatterRows {
   }
 };
 
-// The parts lie in shared memory as the matrix instructions leave them: the thread that adds them has the lane of those that sent.
+// The parts lie in shared memory as the matrix instructions leave them: who adds them has the lane of those that sent them.
 //
-// What makes overwriting safe. A block sends its parts of turn t + 1 after it has those of turn t from everybody; the owner sent
-// them after all of its threads had read the parts of turn t - 1, which the new ones overwrite (the __syncthreads in `published`).
-// Its own gate gradients it overwrites after the next `receive`, which begins with a __syncthreads that follows all products.
+// What makes overwriting safe. A block sends its parts of turn t + 1 after it has those of turn t from everybody, and the owner
+// sent its own of turn t after all of its threads had read those of turn t - 1, which the new ones overwrite: the __syncthreads
+// before its product stands between. A norm that is taken in between is one more such exchange, but none is needed. The block's
+// own gate gradients are overwritten after the next `add_parts`, which begins with a __syncthreads that follows all products.
 template <typename Op, int kN_>
 class ScatterTeam : public ClusterBase<Op, kN_> {
   using Base = ClusterBase<Op, kN_>;
