@@ -63,7 +63,7 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
   int registers = 0;
   if (scatters(request, team, operand)) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the block's units
-    registers = cuda::scatter_registers(batch_tiles);
+    registers = cuda::scatter_registers(batch_tiles, gates);
   } else if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
     registers = batch_tiles == 1 ? 48 : 0;

@@ -96,7 +96,7 @@ class GatherExchange {
 
 // The rows of W_hh that belong to a block's units, transposed: a tile is 16 units of the team, and its columns are the block's
 // gate gradients, the units of one gate after those of another. A warp's groups of kScatterTiles tiles follow each other along
-// the columns.
+// the columns, beginning with a different one in different blocks, so that not all send to the same owners at a time.
 template <typename Scalar>
 struct ScatterRows {
   const Scalar* w_hh;  // [G*H, H]
@@ -105,10 +105,17 @@ struct ScatterRows {
   int first_target;           // unit of the warp's first tile
   int first_unit, num_units;  // of the block; columns of a gate, whether the units exist or not
   int columns_of_group;
+  int first_group, num_groups;
   FASTRNN_DEVICE WeightRun<Scalar> operator()(int tile, int half, int column) const {
-    const int group = column / columns_of_group, k = column % columns_of_group;
+    // Quotients by subtraction: what a division prepares would take registers for the whole sequence.
+    int k = column, group = first_group, gate = 0;
+    FASTRNN_NO_UNROLL
+    for (; k >= columns_of_group; k -= columns_of_group) ++group;
+    if (group >= num_groups) group -= num_groups;
+    FASTRNN_NO_UNROLL
+    for (; k >= num_units; k -= num_units) ++gate;
+    const int unit = first_unit + k;
     const int target = first_target + (group * kScatterTiles + tile) * kTileRows + Lane::of_thread().group + 8 * half;
-    const int gate = k / num_units, unit = first_unit + k % num_units;
     if (target >= hidden_size || gate >= num_gates) return {nullptr, 1, 0};
     return {w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size + target, hidden_size,
             hidden_size - unit};
@@ -157,12 +164,13 @@ class ScatterTeam : public ClusterBase<Op, kN_> {
   // By whole warps: their part of tile `tile` of the team's units, to its owner.
   FASTRNN_DEVICE void send(int turn, int n, int tile, const Acc (&sum)[4]) {
     if (tile >= num_tiles_) return;
-    const int unit_warps = this->tiling_.unit_warps, owner = tile / unit_warps;
+    const int owner = tile * this->tiling_.splits / kWarps;  // tile / unit_warps, which takes longer
+    const int unit_warp = tile & (this->tiling_.unit_warps - 1);
     uint4 words;
     static_assert(sizeof sum == sizeof words);
     memcpy(&words, sum, sizeof words);
-    store_async(map_to_peer(part(turn, this->rank_, tile % unit_warps, n), owner),
-                map_to_peer(this->barrier(turn), owner), words);
+    store_async(map_to_peer(part(turn, this->rank_, unit_warp, n), owner), map_to_peer(this->barrier(turn), owner),
+                words);
   }
   // All parts of the units of warp `unit_warp`, in fixed order.
   FASTRNN_DEVICE void add_parts(int turn, int unit_warp, Acc (&sum)[kN][1][4]) {
@@ -198,8 +206,7 @@ class ScatterExchange {
   using Scalar = typename Op::Scalar;
   using Element = typename Op::Element;
   static constexpr int G = Cell::kGates;
-  // Registers of a thread that hold weights: what the rest of the kernel leaves free.
-  static constexpr int kRegisters = scatter_registers(kN_);
+  static constexpr int kRegisters = scatter_registers(kN_, G);
 
  public:
   using Team = ScatterTeam<Op, kN_>;
@@ -221,9 +228,11 @@ class ScatterExchange {
         num_units_(units_of_block(tiling)),
         first_unit_(place.rank * num_units_),
         chunks_of_group_(Team::num_chunks(G * num_units_)),
-        first_tile_(static_cast<int>(threadIdx.x) / kWarp * (tiling.chunks / chunks_of_group_) * kScatterTiles),
+        num_groups_(tiling.chunks / chunks_of_group_),
+        first_group_(place.rank % num_groups_),
+        first_tile_(static_cast<int>(threadIdx.x) / kWarp * num_groups_ * kScatterTiles),
         weights_({static_cast<const Scalar*>(w_hh), G, hidden_size, first_tile_ * kTileRows, first_unit_, num_units_,
-                  chunks_of_group_ * Op::kChunk},
+                  chunks_of_group_ * Op::kChunk, first_group_, num_groups_},
                  0, first_tile_ < num_tiles(hidden_size) ? tiling.chunks : 0, tiling, shared.weights) {}
 
   FASTRNN_DEVICE void start(int turn) { team.start(turn); }
@@ -239,15 +248,16 @@ class ScatterExchange {
     __syncthreads();
     Acc sum[kN][kScatterTiles][4];
     const auto clear = [&] { unrolled<kN, kScatterTiles, 4>([&](int n, int tile, int i) { sum[n][tile][i] = 0; }); };
-    int chunk = 0, tile = first_tile_;
+    int chunk = 0, group = first_group_;
     clear();
     weights_.for_chunks([&](int, auto weights_of) {
       weights_.add_chunk(sum, weights_of, team.operand(), team.rows(), chunk);
       if (++chunk < chunks_of_group_) return;
-      unrolled<kScatterTiles, kN>([&](int i, int n) { team.send(turn, n, tile + i, sum[n][i]); });
+      unrolled<kScatterTiles, kN>(
+          [&](int i, int n) { team.send(turn, n, first_tile_ + group * kScatterTiles + i, sum[n][i]); });
       clear();
       chunk = 0;
-      tile += kScatterTiles;
+      if (++group == num_groups_) group = 0;
     });
   }
 
@@ -259,7 +269,8 @@ class ScatterExchange {
 
   int num_units_, first_unit_;  // of the block
   int chunks_of_group_;         // of columns
-  int first_tile_;              // of the team's units, that the warp multiplies
+  int num_groups_, first_group_;
+  int first_tile_;  // of the team's units, that the warp multiplies
   WarpWeights<Op, kScatterTiles, kRegisters / 8 / kScatterTiles, ScatterRows<Scalar>> weights_;
 };
 
