@@ -28,8 +28,8 @@ struct DeviceLimits {
   int major, minor;  // compute capability
   int multiprocessors;
   int shared_per_block;  // bytes, after opting in
-  // [size]: clusters that run at the same time where a block takes a multiprocessor; 0: none does. The parts of a chip that a
-  // cluster does not leave have an odd number of multiprocessors, so that this is less than the quotient.
+  // [size]: clusters that run at the same time where a block takes a multiprocessor; 0: none does. A cluster does not leave its
+  // part of the chip, and the size seldom divides a part's multiprocessors: fewer than multiprocessors / size.
   std::array<int, cuda::kMaxClusterSize + 1> resident_clusters;
 
   int max_cluster_size() const;
