@@ -1,7 +1,7 @@
 """A recurrent layer as a user of torch.compile writes it: one product for the input projection, then a loop in Python over time
 that calls a compiled step.
 
-Compiling the loop itself would unroll its T steps, which takes minutes where a step takes seconds; users compile the step.
+Compiling the loop itself would unroll its T steps, and take the longer, the more there are; users compile the step.
 """
 
 from __future__ import annotations

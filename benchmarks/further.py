@@ -1,4 +1,4 @@
-"""Baselines that ``--baselines`` adds to the headline suite: slow to start, or packages that few machines have.
+"""Baselines that ``--baselines`` adds to headline and the suites built on it: slow to start, or packages that few machines have.
 
 One that is absent, cannot run a problem or computes something else is left out there, and the record says why.
 """

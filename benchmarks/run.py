@@ -34,7 +34,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cells", type=_list, default=list(CELLS), help="of lstm,gru,rnn")
     parser.add_argument("--modes", type=_list, default=["train", "inference"], help="of train,inference")
-    parser.add_argument("--baselines", type=_list, default=[], help=f"further ones of headline: {', '.join(BASELINES)}")
+    parser.add_argument(
+        "--baselines", type=_list, default=[], help=f"more for headline, regions, scaling: {', '.join(BASELINES)}"
+    )
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")

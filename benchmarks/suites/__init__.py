@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     dtype: torch.dtype
     rounds: int
     modes: tuple[str, ...]
-    baselines: tuple[str, ...] = ()  # of benchmarks.further, for the headline suite
+    baselines: tuple[str, ...] = ()  # more, by their names in benchmarks.further
 
 
 class _Optional(TypedDict, total=False):
