@@ -64,7 +64,11 @@ def contender(baseline: Baseline, p: baselines.Problem, mode: str, expected: Any
         raise LeftOut(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
     try:
         return Contender(call, baselines.check(p, found, expected), seconds)
-    except AssertionError as error:
+    except (
+        AssertionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # the last two of other shapes, or another number of results
         raise LeftOut(f"wrong result: {error}") from error
 
 

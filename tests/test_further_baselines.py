@@ -135,6 +135,13 @@ def test_wrong_gradients_alone_are_a_wrong_result(monkeypatch):
 
 
 @pytest.mark.usefixtures("stand_ins")
+def test_results_of_another_shape_are_wrong_results(monkeypatch):
+    monkeypatch.setattr(sys.modules["flashrnn"], "flashrnn", lambda *a, **o: [t[..., 1:] for t in flashrnn(*a, **o)])
+    with pytest.raises(libraries.LeftOut, match="wrong result"):
+        measured("flashrnn", "lstm", "inference")
+
+
+@pytest.mark.usefixtures("stand_ins")
 def test_what_a_library_cannot_run_is_left_out_with_its_own_words(monkeypatch):
     def fails(*arguments, **options):
         raise ValueError("no tiling for this size\nmore")
