@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import sass
 
 MAX_KERNELS = 220  # of an architecture
 MAX_BYTES = 40 << 20
@@ -32,49 +31,23 @@ INSTRUCTIONS = {  # what is counted: a name, and how the instruction begins
 }
 
 
-def cuobjdump() -> str | None:
-    """The toolkit's, or the one that triton brings."""
-    found = shutil.which("cuobjdump") or shutil.which(f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/cuobjdump")
-    if found:
-        return found
-    for folder in sys.path:
-        path = Path(folder) / "triton/backends/nvidia/bin/cuobjdump"
-        if path.is_file():
-            return str(path)
-    return None
-
-
-def readable(names: list[str]) -> list[str]:
-    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return [re.sub(r"fastrnn::cuda::|\(.*|^void ", "", name) for name in result.stdout.split("\n")]
-
-
-def kernels(tool: str, library: Path) -> dict[str, dict[str, Counter[str]]]:
+def counts(tool: str, library: Path) -> dict[str, dict[str, Counter[str]]]:
     """Per architecture and kernel, how often each kind of instruction stands in it."""
-    process = subprocess.Popen([tool, "--dump-sass", str(library)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     found: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
-    arch, counts = "", Counter[str]()
-    instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ |@!?UPT |@!?PT )?([A-Z0-9_.]+)")
-    for line in process.stdout:
-        if match := re.match(r"\s*(?:arch = |\.target\s+)(sm_\w+)", line):
-            arch = match[1]
-        elif match := re.match(r"\s*Function : (\S+)", line):
-            counts = found[arch].setdefault(match[1], Counter())
-        elif match := instruction.match(line):
-            counts["all"] += 1
+    for kernel in sass.kernels(sass.dump(tool, library)):
+        of_kernel = found[kernel.arch].setdefault(kernel.symbol, Counter())
+        for instruction in kernel.instructions:
+            of_kernel["all"] += 1
             for kind, beginnings in INSTRUCTIONS.items():
-                if match[1].startswith(beginnings):
-                    counts[kind] += 1
-    if process.wait():
-        sys.exit(f"{tool} could not read {library}")
+                if instruction.opcode.startswith(beginnings):
+                    of_kernel[kind] += 1
     return found
 
 
 def table(found: dict[str, dict[str, Counter[str]]]) -> list[dict[str, Any]]:
     rows = []
     for arch, of_arch in sorted(found.items()):
-        for name, counts in zip(readable(list(of_arch)), of_arch.values(), strict=False):
+        for name, counts in zip(sass.readable(list(of_arch)), of_arch.values(), strict=False):
             rows.append({"arch": arch, "kernel": name, **{kind: counts[kind] for kind in ("all", *INSTRUCTIONS)}})
     return sorted(rows, key=lambda row: (row["arch"], row["kernel"]))
 
@@ -108,11 +81,11 @@ def main() -> int:
     arguments = parser.parse_args()
     size = arguments.library.stat().st_size
     print(f"{arguments.library.name}: {size / 2**20:.1f} MB")
-    tool = cuobjdump()
+    tool = sass.cuobjdump()
     if tool is None:
         print("no cuobjdump here: the machine code was not read")
         return int(size > MAX_BYTES)
-    rows = table(kernels(tool, arguments.library))
+    rows = table(counts(tool, arguments.library))
     if arguments.out:
         arguments.out.write_text(json.dumps({"bytes": size, "kernels": rows}, indent=1) + "\n")
         arguments.out.with_suffix(".md").write_text(markdown(rows))

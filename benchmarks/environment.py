@@ -16,6 +16,8 @@ import torch
 import fastrnn
 from benchmarks.baselines import uses_tf32
 
+_PACKAGES = ("onnxruntime", "openvino", "flashrnn", "haste_pytorch")  # baselines
+
 
 def _version(package: str) -> str | None:
     try:
@@ -59,7 +61,7 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    facts.update({name: _version(name) for name in ("onnxruntime", "openvino") if _version(name)})
+    facts.update({name: _version(name) for name in _PACKAGES if _version(name)})
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         facts.update(

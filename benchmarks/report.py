@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,20 @@ def extra_table(results: list[dict[str, Any]]) -> str:
     return f"### Other numbers\n\n{_table(['suite', 'cell', 'shape', 'what', 'value'], rows)}" if rows else ""
 
 
+def left_out_table(results: list[dict[str, Any]]) -> str:
+    """Baselines that were asked for and gave no time, and why."""
+    records = Counter(r["suite"] for r in results)
+    where: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for r in results:
+        for name, why in r.get("left_out", {}).items():
+            where[(r["suite"], name, why)].append(f"{r['cell']} {r['shape']} {r['mode']}")
+    rows = [
+        [suite, name, why, "everywhere" if len(places) == records[suite] else ", ".join(places)]
+        for (suite, name, why), places in where.items()
+    ]
+    return f"### Not measured\n\n{_table(['suite', 'baseline', 'why', 'where'], rows)}" if rows else ""
+
+
 def environment_text(environment: dict[str, Any]) -> str:
     facts = dict(environment)
     if facts.get("fma_peak"):
@@ -136,6 +150,7 @@ def markdown(files: Sequence[Path]) -> str:
             speedup_tables(environment, results),
             peak_table(environment, results),
             extra_table(results),
+            left_out_table(results),
             time_table(results),
         )
         text.extend(part for part in parts if part)

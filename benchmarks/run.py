@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import environment
+from benchmarks.further import BASELINES
 from benchmarks.shapes import CELLS, Shape
 from benchmarks.suites import SUITES, Record, Settings
 from benchmarks.timing import ROUNDS
@@ -33,11 +34,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cells", type=_list, default=list(CELLS), help="of lstm,gru,rnn")
     parser.add_argument("--modes", type=_list, default=["train", "inference"], help="of train,inference")
+    parser.add_argument(
+        "--baselines", type=_list, default=[], help=f"more for headline, regions, scaling: {', '.join(BASELINES)}"
+    )
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     arguments = parser.parse_args()
-    for name, known in (("suite", SUITES), ("cells", CELLS), ("modes", ("train", "inference"))):
+    known_values = {"suite": SUITES, "cells": CELLS, "modes": ("train", "inference"), "baselines": BASELINES}
+    for name, known in known_values.items():
         for value in getattr(arguments, name):
             if value not in known:
                 parser.error(f"--{name} {value}: expected one of {', '.join(known)}")
@@ -57,7 +62,9 @@ def _line(record: Record) -> str:
     for name, taken in times.items():
         if name != "fastrnn":
             text += f"   {taken['median'] / ours:5.2f}x {name}"
-    return f"{text}   ({record['algorithm']})" if "algorithm" in record else text
+    if "algorithm" in record:
+        text += f"   ({record['algorithm']})"
+    return text + "".join(f"\n  without {name}: {why}" for name, why in record.get("left_out", {}).items())
 
 
 def main() -> None:
@@ -71,6 +78,7 @@ def main() -> None:
         dtype=getattr(torch, arguments.dtype),
         rounds=arguments.rounds,
         modes=tuple(arguments.modes),
+        baselines=tuple(arguments.baselines),
     )
     results: list[Record] = []
     found = {"environment": environment(arguments.device), "results": results}

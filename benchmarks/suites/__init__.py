@@ -18,12 +18,14 @@ class Settings(NamedTuple):
     dtype: torch.dtype
     rounds: int
     modes: tuple[str, ...]
+    baselines: tuple[str, ...] = ()  # more, by their names in benchmarks.further
 
 
 class _Optional(TypedDict, total=False):
     flops: int  # of the products, per call
     extra: dict[str, float]  # other numbers by name
     algorithm: str  # whose kernels the baseline ran
+    left_out: dict[str, str]  # baselines that were asked for and not measured, and why
 
 
 class Record(_Optional):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import baselines, shapes
+from benchmarks.further import BASELINES, contender
+from benchmarks.libraries import LeftOut
 from benchmarks.suites import Record, Settings
 from benchmarks.timing import measure
 
@@ -18,7 +20,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def compare(settings: Settings, p: baselines.Problem, mode: str) -> Record:
-    """Ours against torch.nn eager and, on CUDA, torch.nn in a CUDA graph."""
+    """Ours against torch.nn eager, on CUDA torch.nn in a CUDA graph, and the further baselines that were asked for."""
     if mode == "train":
         calls = {
             "fastrnn": baselines.training(p.ours, p.x, p.grad_y),
@@ -26,10 +28,21 @@ def compare(settings: Settings, p: baselines.Problem, mode: str) -> Record:
         }
     else:
         calls = {"fastrnn": baselines.inference(p.ours, p.x), "torch.nn": baselines.inference(p.theirs, p.x)}
-    difference = baselines.check(p, calls["fastrnn"](), calls["torch.nn"]())
+    expected = calls["torch.nn"]()
+    difference = baselines.check(p, calls["fastrnn"](), expected)
     if settings.device == "cuda":
         calls["torch.nn in a CUDA graph"] = baselines.in_cuda_graph(calls["torch.nn"])
-    return {
+    extra, left_out = {}, {}
+    for baseline in map(BASELINES.__getitem__, settings.baselines):
+        try:
+            found = contender(baseline, p, mode, expected)
+        except LeftOut as reason:
+            left_out[baseline.title] = str(reason)
+        else:
+            calls[baseline.title] = found.call
+            difference = max(difference, found.difference)
+            extra[f"{baseline.title}: seconds of the first call, {mode}"] = found.seconds_of_first_call
+    record: Record = {
         "suite": "headline",
         "cell": p.cell,
         "shape": str(p.shape),
@@ -39,3 +52,8 @@ def compare(settings: Settings, p: baselines.Problem, mode: str) -> Record:
         "difference": difference,
         "flops": p.shape.forward_flops(p.cell) * (3 if mode == "train" else 1),
     }
+    if extra:
+        record["extra"] = extra
+    if left_out:
+        record["left_out"] = left_out
+    return record

@@ -26,8 +26,8 @@ constexpr int64_t useful_threads(int64_t products, int64_t num_threads) {
 struct Blocks {
   int64_t depth;
   int64_t columns;
-  int64_t strip_rows, num_strips;
-  int64_t group_columns, num_groups;  // groups of one round
+  int64_t num_strips, strip_rows;  // strips differ by a tile at most; `strip_rows`: of the largest
+  int64_t num_groups;              // of columns in one round, which differ by a panel at most
   bool
       share_b;  // b's panels are packed by all threads together, before the round; else each task packs its own on the way
   bool rows_first;  // a task walks along the output's rows, not down its columns; with share_b alone
@@ -53,15 +53,14 @@ Blocks choose_blocks(int64_t m, int64_t n, int64_t k, int64_t num_threads) {
   // Threads share the longer side of a small product: what they have in common, and each packs for itself, is the shorter.
   if (num_strips > 1 || m >= n || num_panels < num_threads)
     num_strips = least(round_up(num_strips, num_threads), most(num_strips, num_tiles / 2));
-  blocks.strip_rows = ceil_div(num_tiles, num_strips) * kRows;
-  blocks.num_strips = ceil_div(m, blocks.strip_rows);
+  blocks.num_strips = most(1, least(num_strips, num_tiles));
+  blocks.strip_rows = ceil_div(num_tiles, blocks.num_strips) * kRows;
   blocks.share_b = blocks.num_strips > 1 || blocks.rows_first;
   // With few strips, columns are divided too; without sharing, finely, so that a thread that is held up costs little.
   const int64_t num_groups = blocks.share_b    ? ceil_div(num_threads, blocks.num_strips)
                              : num_threads > 1 ? num_threads * 4
                                                : 1;
-  blocks.group_columns = ceil_div(num_panels, least(num_panels, num_groups)) * kColumns;
-  blocks.num_groups = ceil_div(least(n, blocks.columns), blocks.group_columns);
+  blocks.num_groups = least(num_panels, num_groups);
   return blocks;
 }
 

@@ -10,6 +10,7 @@
 #include "../params.h"
 #include "buffer.h"
 #include "cache.h"
+#include "split.h"
 #include "storage.h"
 #include "team.h"
 #include "workspace.h"

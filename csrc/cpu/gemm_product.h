@@ -131,9 +131,12 @@ class Product final : public TeamJob {
   }
 
   void run_task(const Round& round, int64_t strip, int64_t group, bool pack_a, Acc* memory) {
-    const int64_t first_row = strip * blocks_.strip_rows, last_row = least(p_.m, first_row + blocks_.strip_rows);
-    const int64_t first = round.column + group * blocks_.group_columns;
-    const int64_t last = least(round.last_column, first + blocks_.group_columns);
+    const auto [first_tile, last_tile] = share_of(ceil_div(p_.m, kTileRows), blocks_.num_strips, strip);
+    const int64_t first_row = first_tile * kTileRows, last_row = least(p_.m, last_tile * kTileRows);
+    const int64_t num_panels = ceil_div(round.last_column - round.column, kColumns);
+    const auto [first_panel, last_panel] = share_of(num_panels, blocks_.num_groups, group);
+    const int64_t first = round.column + first_panel * kColumns;
+    const int64_t last = least(round.last_column, round.column + last_panel * kColumns);
     if (pack_a) pack<Acc, kTileRows>(a_, first_row, last_row, round.k, round.depth, memory);
     Acc* const own_b = memory + a_size_;
     Acc* const tile = own_b + own_b_size_;

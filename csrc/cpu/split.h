@@ -44,7 +44,7 @@ struct Range {
   int64_t begin;
   int64_t end;
 };
-inline Range share_of(int64_t count, int num_groups, int group) {
+inline Range share_of(int64_t count, int64_t num_groups, int64_t group) {
   return {count * group / num_groups, count * (group + 1) / num_groups};
 }
 

@@ -1,0 +1,259 @@
+"""Instructions of a step in the machine code, beside what the plan counts on.
+
+    python -m benchmarks.instructions LIBRARY --out benchmarks/results/instructions.md
+
+For the kernels of the tensor cores whose blocks exchange h (teams cluster and grid) it finds the loop over the steps: the outermost
+one with matrix instructions. Within it, chunks of weights in registers are written out one after another, with an exit where a
+warp's share ends; chunks in shared memory, and those read from memory, have a loop each. Counts are of the code, so that of two
+sides of a branch both count; how often a loop runs follows from the plan. Nothing was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.plans import CELLS, DEVICES, SCALARS
+from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
+from fastrnn import _C
+
+KINDS = {  # what is counted: a name, and the instructions that it matches
+    "matrix": r"HMMA",
+    "multiply-add": r"[FD]FMA|HFMA2",
+    "special function": r"MUFU",
+    "shared 16 B load": r"LDS\.128|LDSM.*\.4$",
+    "shared load, narrower": r"LDS(?!\.128|M)|LDSM(?!.*\.4$)",
+    "global 16 B load": r"LDG\b.*\.128",
+    "global load, narrower": r"LDG\b(?!.*\.128)",
+    "copy to shared": r"LDGSTS",
+    "global store": r"STG",
+    "barrier": r"BAR\b",
+    "mbarrier": r"SYNCS",
+    "push to peer": r"STAS",
+    "counter": r"REDG?\b|ATOM",
+}
+PARTS = ("once a step", "a chunk from shared memory", "a chunk from memory", "other loops, once each")
+HIDDEN_SIZE, STEPS = 512, 100  # of the reference; its batch is what a team takes
+WARPS = 8  # of a block
+WEIGHT_ROWS, SAMPLES, COLUMNS = 16, 8, {"bfloat16": 16, "tf32": 8}  # of a matrix instruction
+
+_NAME = re.compile(
+    r"recurrence_(?P<pass>forward|backward)<Tensor<(?:HalfNumber<(?P<half>\w+)> ?|Tf32Number)>, (?P<cell>\w+)Cell, "
+    r"(?P<team>Cluster|Grid)Team, (?P<tiles>\d+)"
+)
+
+
+class Step(NamedTuple):
+    """The loop over the steps: instructions by part of it and kind."""
+
+    counts: dict[str, Counter[str]]
+
+    @property
+    def matrix_of_a_chunk(self) -> int:
+        return self.counts[PARTS[1]]["matrix"]
+
+    @property
+    def register_chunks(self) -> int:
+        """How many chunks are written out, for weights in registers."""
+        return self.counts[PARTS[0]]["matrix"] // self.matrix_of_a_chunk
+
+
+def _count(instructions: Iterable[Instruction]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for instruction in instructions:
+        counts["all"] += 1
+        counts.update(kind for kind, pattern in KINDS.items() if re.match(pattern, instruction.opcode))
+    return counts
+
+
+def step_of(instructions: Sequence[Instruction]) -> Step:
+    """
+    Raises:
+        ValueError: the code is not built as this file's first lines say.
+    """
+    found = loops(instructions)
+
+    def has(loop: Iterable[int], kind: str) -> bool:
+        return any(re.match(KINDS[kind], instructions[index].opcode) for index in loop)
+
+    with_matrix = [loop for loop in found if has(loop, "matrix")]
+    outermost = [loop for loop in with_matrix if not any(loop < other for other in with_matrix)]
+    if len(outermost) != 1:
+        raise ValueError(f"{len(outermost)} outermost loops have matrix instructions, expected one")
+    (step,) = outermost
+    of_chunks = [loop for loop in with_matrix if loop < step]
+    from_memory = [loop for loop in of_chunks if has(loop, "global load, narrower")]
+    from_shared = [loop for loop in of_chunks if loop not in from_memory]
+    if len(from_shared) != 1 or len(from_memory) != 1:
+        raise ValueError(
+            f"{len(from_shared)} loops multiply from shared memory and {len(from_memory)} from memory, expected one of each"
+        )
+    of_parts = {PARTS[1]: from_shared[0], PARTS[2]: from_memory[0]}
+    others = set().union(*(loop for loop in found if loop < step and loop not in of_chunks)) - from_memory[0]
+    of_parts[PARTS[3]] = others - from_shared[0]
+    of_parts[PARTS[0]] = step - set().union(*of_parts.values())
+    counts = {part: _count(instructions[index] for index in sorted(of_parts[part])) for part in PARTS}
+    written_out, *in_loops = (counts[part]["matrix"] for part in PARTS[:3])
+    if in_loops[0] != in_loops[1] or written_out % in_loops[0]:
+        raise ValueError(f"{written_out} matrix instructions are written out, the loops over chunks have {in_loops}")
+    return Step(counts)
+
+
+class Name(NamedTuple):
+    arch: str
+    direction: str  # forward or backward
+    arithmetic: str
+    cell: str
+    team: str
+    batch_tiles: int
+
+    @classmethod
+    def of(cls, kernel: Kernel, name: str) -> Name | None:
+        """None for other kernels, for float16, whose code is bfloat16's, and for stubs on architectures without clusters."""
+        match = _NAME.match(name)
+        if match is None or match["half"] == "__half" or len(kernel.instructions) < 64:
+            return None
+        arithmetic = "bfloat16" if match["half"] else "tf32"
+        return cls(
+            kernel.arch, match["pass"], arithmetic, match["cell"].upper(), match["team"].lower(), int(match["tiles"])
+        )
+
+    def __str__(self) -> str:
+        return f"{self.arch} | {self.team} | {self.direction} | {self.cell} | {self.arithmetic} | {self.batch_tiles * SAMPLES}"
+
+    @property
+    def device(self) -> str:
+        return "A100" if self.arch.startswith("sm_80") else "H100"
+
+    def plan(self) -> _C.Plan | None:
+        """The fastest of this team at the reference; None where the weights do not fit."""
+        scalar, tf32 = SCALARS[self.arithmetic]
+        request = _C.PlanRequest(
+            cell=CELLS[self.cell], scalar=scalar, steps=STEPS, batch=self.batch_tiles * SAMPLES, hidden_size=HIDDEN_SIZE,
+            state_size=HIDDEN_SIZE, backward=self.direction == "backward", allows_tf32=tf32, all_plans=True,
+        )  # fmt: skip
+        plans = _C.all_plans(request, _C.DeviceLimits(*DEVICES[self.device]))
+        return next((p for p in plans if (p["team"], p["samples"]) == (self.team, self.batch_tiles * SAMPLES)), None)
+
+
+HEADER = "arch | team | pass | cell | arithmetic | samples"
+
+
+def _table(header: str, rows: Iterable[str]) -> str:
+    return "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {row} |" for row in rows)]) + "\n"
+
+
+def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
+    """A row of the first table, and whether the code does what the plan counts on. None where there is no plan."""
+    plan = name.plan()
+    if plan is None:
+        return None
+    gates = {"RNN": 1, "LSTM": 4, "GRU": 3}[name.cell]
+    rows = gates * HIDDEN_SIZE if name.direction == "forward" else HIDDEN_SIZE
+    columns = HIDDEN_SIZE if name.direction == "forward" else gates * HIDDEN_SIZE
+    of_instruction = WEIGHT_ROWS * COLUMNS[name.arithmetic]
+    least = rows * columns * name.batch_tiles / (of_instruction * plan["team_size"] * WARPS)
+    tiles = math.ceil(rows / (plan["team_size"] * plan["unit_warps"] * WEIGHT_ROWS))  # of weight rows, a warp's
+    expected = plan["chunks"] * tiles * name.batch_tiles * 2  # a chunk has the columns of two instructions
+    in_registers = min(plan["chunks"] - plan["shared_chunks"], step.register_chunks)
+    streamed = plan["chunks"] - plan["shared_chunks"] - in_registers
+    executed = (in_registers + plan["shared_chunks"] + streamed) * step.matrix_of_a_chunk
+    weight_loads = plan["shared_chunks"] * (step.counts[PARTS[1]]["shared 16 B load"] - _operand_loads(name))
+    cells = [
+        f"{name}",
+        f"{plan['team_size']} x {plan['unit_warps']} x {plan['splits']}",
+        f"{in_registers} + {plan['shared_chunks']} + {streamed}",
+        f"{step.counts[PARTS[0]]['matrix']}",
+        f"{step.matrix_of_a_chunk}",
+        f"{executed}",
+        f"{expected}",
+        f"{least:g}",
+        f"{weight_loads}",
+    ]
+    expected_weight_loads = plan["shared_chunks"] * tiles * 2
+    agrees = (executed, weight_loads, streamed) == (expected, expected_weight_loads, 0)
+    return " | ".join([*cells, f"{expected_weight_loads}"]), agrees
+
+
+def _operand_loads(name: Name) -> int:
+    """16-byte loads of a chunk of the operand, beside those of the weights: ldmatrix, which tf32 cannot use."""
+    return name.batch_tiles if name.arithmetic == "bfloat16" else 0
+
+
+def markdown(steps: dict[Name, Step]) -> str:
+    order = sorted(steps)
+    kinds = ["all", *KINDS]
+    compared = [row for name in order if (row := against_plan(name, steps[name]))]
+    counted = [
+        " | ".join([str(name), part, *(str(steps[name].counts[part][kind]) for kind in kinds)])
+        for name in order
+        for part in PARTS
+    ]
+    return f"""# Instructions of a step
+
+Read from the machine code by benchmarks/instructions.py; nothing was measured. Tensor-core kernels of the teams cluster and grid;
+float16 has bfloat16's code but for single instructions. `samples`: that a team takes at once.
+
+## Against the plan
+
+Matrix instructions, and 16-byte loads of weights from shared memory, of a warp in a step, at H {
+        HIDDEN_SIZE
+    } and as many samples as
+a team takes, by the plan for {
+        " and ".join(DEVICES)
+    }. `chunks`: a warp's, in registers + in shared memory + from memory. `written
+out` and `in the loop` stand in the code, for the chunks in registers, of which a warp leaves out those beyond its share, and for
+each chunk in shared memory. `executed` follows from them and the chunks; `plan` is what csrc/plan.cpp counts on; `least` is that
+without padding, spread evenly. Without a row: the weights do not fit. Code and plan agree in {
+        sum(agrees for _, agrees in compared)
+    } of
+{len(compared)} rows.
+
+{
+        _table(
+            f"{HEADER} | blocks x unit warps x splits | chunks | matrix: written out | in the loop | executed | plan | least "
+            "| weight loads: executed | plan",
+            [row for row, _ in compared],
+        )
+    }
+## Of the code
+
+Each instruction once, both sides of branches, subroutines left out. `once a step` has the chunks in registers; `other loops` push
+h to peers, copy it, add the sums of splits and wait.
+
+{_table(f"{HEADER} | part | {' | '.join(kinds)}", counted)}"""
+
+
+def read(lines: Iterable[str]) -> dict[Name, Step]:
+    found = {}
+    for kernel in kernels(lines):
+        if "recurrence_" in kernel.symbol and (name := Name.of(kernel, readable([kernel.symbol])[0])):
+            try:
+                found[name] = step_of(kernel.instructions)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", type=Path, help="fastrnn/_ops_cuda*.so")
+    parser.add_argument("--out", type=Path, help="the markdown file; else it is printed")
+    arguments = parser.parse_args()
+    tool = cuobjdump()
+    if tool is None:
+        parser.error("no cuobjdump: it comes with the CUDA toolkit and with triton")
+    text = markdown(read(dump(tool, arguments.library)))
+    if arguments.out:
+        arguments.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
