@@ -108,6 +108,24 @@ def test_the_exchange_of_the_plan_stands_beside_the_pushes_of_the_code():
     assert row in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "agrees"),
+    [
+        ({}, True),
+        ({"shared_chunks": 1}, False),  # a chunk would come from memory
+        ({"shared_chunks": 3}, False),  # registers would be idle
+        ({"exchange_bytes": 4096}, False),
+        ({"chunks": 8, "shared_chunks": 6}, False),  # two groups push twice
+    ],
+)
+def test_code_agrees_with_a_plan_that_counts_as_it_does(monkeypatch, changed, agrees):
+    ((name, step),) = instructions.read(SCATTER_STEP).items()
+    # one group of tiles, two of its chunks in registers
+    fitting = name.plan() | {"chunks": 4, "shared_chunks": 2, "exchange_bytes": 8192}
+    monkeypatch.setattr(instructions.Name, "plan", lambda _: fitting | changed)
+    assert instructions.against_plan(name, step)[1] == agrees
+
+
 @pytest.mark.parametrize("lost", ["/*1cba0*/", "/*1e750*/", "/*20bc0*/"])
 def test_a_chunk_without_its_pushes_is_refused(lost):
     with pytest.raises(ValueError, match=r"^sm_90a \| cluster \| backward .* pushes are written out for 2 chunks"):
