@@ -3,22 +3,93 @@
 #include <cstddef>
 #include <new>
 
-namespace fastrnn::cpu {
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
+namespace fastrnn::cpu {
 namespace {
-constexpr std::align_val_t kAlignment{64};
+
+constexpr int64_t kLine = 64;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kLeastKept = int64_t{256} << 10;
+constexpr int64_t kMostKept = int64_t{64} << 20;  // in all, a thread's
+
+std::align_val_t alignment_of(int64_t bytes) {
+  return std::align_val_t{static_cast<std::size_t>(bytes >= kHugePage ? kHugePage : kLine)};
 }
+
+struct Block {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+Block allocate_block(int64_t bytes) {
+  if (bytes >= kHugePage) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const Block block{::operator new(static_cast<std::size_t>(bytes), alignment_of(bytes)), bytes};
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // A wish: what the system makes of it changes nothing but the time.
+  if (bytes >= kHugePage) (void)madvise(block.data, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  return block;
+}
+
+void free_block(const Block& block) { ::operator delete(block.data, alignment_of(block.bytes)); }
+
+// Blocks of earlier calls of this thread.
+class Kept {
+ public:
+  ~Kept() {
+    for (const Block& block : blocks_) free_block(block);
+  }
+
+  // The smallest that is large enough, and not much too large; none: a block without data.
+  Block take(int64_t bytes) {
+    Block* best = nullptr;
+    for (Block& block : blocks_)
+      if (block.bytes >= bytes && block.bytes / 4 <= bytes && (!best || block.bytes < best->bytes)) best = &block;
+    if (!best) return {};
+    const Block taken = *best;
+    total_ -= taken.bytes;
+    *best = {};
+    return taken;
+  }
+  // Whether it is kept.
+  bool put(const Block& block) {
+    if (block.bytes < kLeastKept || total_ + block.bytes > kMostKept) return false;
+    for (Block& slot : blocks_) {
+      if (slot.data) continue;
+      slot = block;
+      total_ += block.bytes;
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  Block blocks_[8];
+  int64_t total_ = 0;
+};
+
+thread_local Kept kept;
+
+}  // namespace
 
 Buffer::~Buffer() { free(); }
 
 void Buffer::allocate(int64_t bytes) {
   free();
-  data_ = ::operator new(static_cast<std::size_t>(bytes > 0 ? bytes : 1), kAlignment);
+  Block block = kept.take(bytes);
+  if (!block.data) block = allocate_block(bytes > 0 ? bytes : 1);
+  data_ = block.data;
+  bytes_ = block.bytes;
 }
 
 void Buffer::free() {
-  ::operator delete(data_, kAlignment);
+  const Block block{data_, bytes_};
   data_ = nullptr;
+  bytes_ = 0;
+  if (!kept.put(block)) free_block(block);
 }
 
 }  // namespace fastrnn::cpu

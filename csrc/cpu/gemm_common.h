@@ -13,4 +13,3 @@
 #include "split.h"
 #include "storage.h"
 #include "team.h"
-#include "workspace.h"

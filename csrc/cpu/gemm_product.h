@@ -83,8 +83,8 @@ class Product final : public TeamJob {
     thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
     const int64_t size = bias_size + shared_size + num_threads * thread_size_;
     const int64_t squares_size = p_.squares ? round_up(num_tiles(), 8) : 0;  // whole cache lines
-    squares_ = static_cast<double*>(
-        workspace(squares_size * static_cast<int64_t>(sizeof(double)) + size * static_cast<int64_t>(sizeof(Acc))));
+    workspace_.allocate(squares_size * static_cast<int64_t>(sizeof(double)) + size * static_cast<int64_t>(sizeof(Acc)));
+    squares_ = workspace_.as<double>();
     Acc* const memory = reinterpret_cast<Acc*>(squares_ + squares_size);
     bias_ = has_bias ? memory : nullptr;
     shared_b_ = memory + bias_size;
@@ -199,6 +199,7 @@ class Product final : public TeamJob {
   Operand<Scalar> a_, b_;
   Acc* const sums_;
   int64_t num_threads_ = 1;
+  Buffer workspace_;
   double* squares_ = nullptr;  // [row tiles, column tiles]: sums of squares, if they are asked for
   Acc* bias_ = nullptr;        // [n] as accumulators, padded to whole tiles; nullptr: none
   Acc* shared_b_ = nullptr;

@@ -29,8 +29,9 @@ class ThinProduct final : public TeamJob {
 
   void prepare(int num_threads) override {
     const int64_t bias_size = round_up(p_.n, kLanes), depth = round_up(p_.k, kLanes);
-    Acc* const memory = static_cast<Acc*>(workspace((bias_size + few_.rows * depth + num_threads * few_.rows * kChunk) *
-                                                    static_cast<int64_t>(sizeof(Acc))));
+    workspace_.allocate((bias_size + few_.rows * depth + num_threads * few_.rows * kChunk) *
+                        static_cast<int64_t>(sizeof(Acc)));
+    Acc* const memory = workspace_.as<Acc>();
     bias_ = memory;
     values_ = memory + bias_size;
     sums_ = values_ + few_.rows * depth;
@@ -128,6 +129,7 @@ class ThinProduct final : public TeamJob {
   const bool few_are_rows_;  // of a, else columns of b
   Operand<Scalar> few_, many_;
   int64_t task_size_, depth_ = 0;
+  Buffer workspace_;
   Acc* bias_ = nullptr;    // [n]
   Acc* values_ = nullptr;  // [few, depth_]: the few vectors
   Acc* sums_ = nullptr;    // [threads, few, kChunk]

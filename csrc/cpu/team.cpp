@@ -15,8 +15,8 @@ void run_team(TeamJob& job, int num_threads) {
   std::exception_ptr error;
 #pragma omp parallel num_threads(num_threads) default(none) shared(job, error)
   {
-    // `single` ends with a barrier: everyone sees what was prepared.
-#pragma omp single
+    // By the calling thread, which keeps memory from call to call (buffer.h).
+#pragma omp master
     {
       // An exception must not leave the region.
       try {
@@ -25,6 +25,7 @@ void run_team(TeamJob& job, int num_threads) {
         error = std::current_exception();
       }
     }
+#pragma omp barrier
     if (!error) job.work(omp_get_thread_num());
   }
   if (error) std::rethrow_exception(error);
