@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import geometric_mean, speedups
+from benchmarks.ratios import geometric_mean, speedups
 from benchmarks.training.report import by_task, kind
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,38 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import draw, panels
 from benchmarks.goals import CPU_GOALS, SHARE_OF_PEAK
-
-Row = tuple[str, str, str, str]  # suite, mode, baseline, cell
-
-_PEERS = ("onnxruntime", "openvino")
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def speedups(results: Iterable[dict[str, Any]]) -> dict[Row, dict[str, tuple[float, float, float]]]:
-    """By row, then by shape: baseline's median over ours, and that ratio between the far quartiles of both."""
-    found: dict[Row, dict[str, tuple[float, float, float]]] = defaultdict(dict)
-    for record in results:
-        times = dict(record["times"])
-        ours = times.pop("fastrnn")
-        peers = [times[name] for name in _PEERS if name in times]
-        if peers:
-            times["the faster peer"] = min(peers, key=lambda taken: float(taken["median"]))
-        for name, theirs in times.items():
-            ratio = theirs["median"] / ours["median"]
-            low = theirs["quartiles"][0] / ours["quartiles"][1]
-            high = theirs["quartiles"][1] / ours["quartiles"][0]
-            found[(record["suite"], record["mode"], name, record["cell"])][record["shape"]] = (ratio, low, high)
-    return found
+from benchmarks.ratios import geometric_mean, speedups
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -157,61 +133,6 @@ def markdown(files: Sequence[Path]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-_COLORS = {"lstm": "#3b6fb6", "gru": "#d1495b", "rnn": "#5f9e6e"}
-
-
-def figure(files: Sequence[Path], out: Path, suites: Sequence[str] = ()) -> None:
-    """One panel per suite, mode and baseline: speed-up by shape and cell, with the spread between the quartiles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[tuple[str, str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
-    for file in files:
-        found = json.loads(file.read_text())
-        environment = found["environment"]
-        where = environment.get("gpu") or f"{environment['threads']} thread{'s' * (environment['threads'] > 1)}"
-        for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
-            if suite != "memory" and (not suites or suite in suites):
-                panels[(suite, mode, baseline, where)][cell] = by_shape
-    columns = 2
-    rows = math.ceil(len(panels) / columns)
-    canvas, axes = pyplot.subplots(rows, columns, figsize=(15, 3.4 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, ((suite, mode, baseline, where), cells) in zip(axes.flat, panels.items(), strict=False):
-        shapes = list(dict.fromkeys(shape for by_shape in cells.values() for shape in by_shape))
-        width = 0.8 / len(cells)
-        for index, (cell, by_shape) in enumerate(cells.items()):
-            here = [i for i, shape in enumerate(shapes) if shape in by_shape]
-            values = [by_shape[shapes[i]] for i in here]
-            spread = [
-                [max(ratio - low, 0) for ratio, low, _ in values],
-                [max(high - ratio, 0) for ratio, _, high in values],
-            ]
-            axis.bar(
-                [i + width * (index - (len(cells) - 1) / 2) for i in here],
-                [ratio for ratio, _, _ in values],
-                width,
-                yerr=spread,
-                error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
-                color=_COLORS[cell],
-                label=f"{cell.upper()} (mean {geometric_mean([v[0] for v in values]):.2f})",
-            )
-        axis.axhline(1, color="#333333", linewidth=1, linestyle="--")
-        axis.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)
-        what = "" if mode in ("train", "inference") else f" ({mode})"
-        axis.set_title(f"{suite}, {mode if not what else 'train'} against {baseline}, {where}", fontsize=10)
-        axis.set_ylabel("times faster")
-        axis.grid(axis="y", linewidth=0.3)
-        axis.set_axisbelow(True)
-        axis.legend(fontsize=8)
-    canvas.suptitle("fastrnn: how many times faster (B x T x I x H below; dashed: as fast)")
-    canvas.savefig(out, dpi=110)
-    pyplot.close(canvas)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="JSON to markdown and a picture.")
     parser.add_argument("files", type=Path, nargs="+", help="written by python -m benchmarks.run")
@@ -221,7 +142,11 @@ def main() -> None:
     arguments = parser.parse_args()
     text = markdown(arguments.files)
     if arguments.figure:
-        figure(arguments.files, arguments.figure, [suite for suite in arguments.figure_suites.split(",") if suite])
+        suites = [suite for suite in arguments.figure_suites.split(",") if suite]
+        drawn = panels(arguments.files, suites)
+        if not drawn:
+            parser.error(f"--figure: nothing to draw, no results of {', '.join(suites) or 'any suite'} in these files")
+        draw(drawn, arguments.figure)
         if arguments.out:
             text = text.replace("# Results\n", f"# Results\n\n![speed-ups]({arguments.figure.name})\n", 1)
     if arguments.out:

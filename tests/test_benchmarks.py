@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baselines, report, run
+from benchmarks import baselines, figures, report, run
 from benchmarks.goals import CPU_GOALS
 from benchmarks.shapes import CPU_HEADLINE, Shape
 from benchmarks.suites import regions
@@ -20,9 +20,10 @@ def _times(median: float) -> dict[str, object]:
     return {"median": median, "quartiles": [0.9 * median, 1.1 * median], "samples": 3, "calls": 1}
 
 
-def _file(tmp_path: Path, records: list[dict[str, object]]) -> Path:
-    environment = {"device": "cpu", "threads": 2, "fma_peak": 1e9}
-    path = tmp_path / "found.json"
+def _file(tmp_path: Path, records: list[dict[str, object]], name: str = "found.json", **facts: object) -> Path:
+    environment = {"device": "cpu", "threads": 2, "fma_peak": 1e9, **facts}
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"environment": environment, "results": records}))
     return path
 
@@ -135,6 +136,53 @@ def test_peers_are_compared_with_the_faster_one(tmp_path: Path) -> None:
     text = report.markdown([_file(tmp_path, [record])])
     assert "peers: inference, speed-up over the faster peer" in text
     assert "| lstm | 2.00 | **2.00** | 2.00 | 1.1 / 0.9: reached |" in text
+
+
+def test_files_of_other_types_or_settings_have_panels_of_their_own(tmp_path: Path) -> None:
+    def file(name: str, dtype: str, speedup: float) -> Path:
+        record = {**_record("1x1x1x1", 1e-3, torch_nn=speedup * 1e-3), "dtype": dtype}
+        return _file(tmp_path, [record], name, gpu="H100")
+
+    files = [file("all.json", "float16", 2), file("default.json", "float16", 3), file("other.json", "float32", 4)]
+    files.append(file("again/all.json", "float16", 5))
+    found = {panel.title: round(panel.bars["lstm"]["1x1x1x1"][0]) for panel in figures.panels(files)}
+    title = "headline, train against torch.nn"
+    assert found == {
+        f"{title}, float16, H100, {tmp_path}/all": 2,
+        f"{title}, float16, H100, default": 3,
+        f"{title}, float32, H100": 4,
+        f"{title}, float16, H100, {tmp_path}/again/all": 5,
+    }
+
+
+def _memory_record(ours: int, theirs: int) -> dict[str, object]:
+    counted = {"bytes kept for backward": 1, "peak bytes of a step": 2}
+    sides = {"fastrnn": ours, "torch.nn": theirs}
+    extra = {f"{name}: {what}": size * factor for name, size in sides.items() for what, factor in counted.items()}
+    return {**_record("1x1x1x1", 1e-3, torch_nn=2e-3), "suite": "memory", "extra": extra}
+
+
+def test_memory_is_drawn_as_a_share_of_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _file(tmp_path, [_memory_record(300, 400)])
+    drawn = figures.panels([file])
+    assert [panel.title.split(", ")[1] for panel in drawn] == ["bytes kept for backward", "peak bytes of a step"]
+    assert all(panel.bars == {"lstm": {"1x1x1x1": (0.75, 0.75, 0.75)}} for panel in drawn)
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "memory.png"
+    monkeypatch.setattr(sys, "argv", ["report", str(file), "--figure", str(picture)])
+    report.main()
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_figure_of_nothing_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys) -> None:
+    file, table = _file(tmp_path, [_record("1x1x1x1", 1e-3, torch_nn=2e-3)]), tmp_path / "table.md"
+    command = ["report", str(file), "--out", str(table), "--figure", str(tmp_path / "y.png")]
+    monkeypatch.setattr(sys, "argv", [*command, "--figure-suites", "ragged,step"])
+    with pytest.raises(SystemExit) as caught:
+        report.main()
+    assert caught.value.code == 2
+    assert "nothing to draw, no results of ragged, step" in capsys.readouterr().err
+    assert not table.exists()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
