@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw, panels
-from benchmarks.goals import CPU_GOALS, SHARE_OF_PEAK
+from benchmarks.goals import SHARE_OF_PEAK, goal
 from benchmarks.ratios import geometric_mean, speedups
 
 
@@ -34,7 +34,8 @@ def _milliseconds(taken: dict[str, Any]) -> str:
 
 def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """One table per suite, mode and baseline: speed-ups by shape, their geometric mean and worst, the goal."""
-    goals = CPU_GOALS if environment["device"] == "cpu" and environment["threads"] == 2 else {}
+    has_goals = environment["device"] == "cpu" and environment["threads"] == 2
+    has_goals = has_goals and all(record["dtype"] == "float32" for record in results)
     tables: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
     for (suite, mode, baseline, cell), by_shape in speedups(results).items():
         tables[(suite, mode, baseline)][cell] = by_shape
@@ -45,11 +46,11 @@ def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -
         for cell, by_shape in cells.items():
             ratios = [ratio for ratio, _, _ in by_shape.values()]
             mean, worst = geometric_mean(ratios), min(ratios)
-            goal = goals.get((suite, mode, baseline, cell))
+            wanted = goal(suite, mode, baseline, cell, by_shape) if has_goals else None
             verdict = ""
-            if goal:
-                reached = mean >= goal.geometric_mean and worst >= goal.worst
-                verdict = f"{goal.geometric_mean:g} / {goal.worst:g}: {'reached' if reached else '**missed**'}"
+            if wanted:
+                reached = mean >= wanted.geometric_mean and worst >= wanted.worst
+                verdict = f"{wanted.geometric_mean:g} / {wanted.worst:g}: {'reached' if reached else '**missed**'}"
             per_shape = [f"{by_shape[s][0]:.2f}" if s in by_shape else "" for s in shapes]
             rows.append([cell, *per_shape, f"**{mean:.2f}**", f"{worst:.2f}", verdict])
         text.append(f"### {suite}: {mode}, speed-up over {baseline}")
@@ -67,8 +68,8 @@ def peak_table(environment: dict[str, Any], results: list[dict[str, Any]]) -> st
     cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for record in timed:
         share = record["flops"] / record["times"]["fastrnn"]["median"] / peak
-        goal = SHARE_OF_PEAK.get((record["mode"], record["shape"])) if environment["threads"] == 2 else None
-        mark = "" if goal is None else f" (goal {goal:.0%}: {'reached' if share >= goal else '**missed**'})"
+        wanted = SHARE_OF_PEAK.get((record["mode"], record["shape"])) if environment["threads"] == 2 else None
+        mark = "" if wanted is None else f" (goal {wanted:.0%}: {'reached' if share >= wanted else '**missed**'})"
         cells[(record["mode"], record["cell"])][record["shape"]] = f"{share:.0%}{mark}"
     rows = [[mode, cell, *(by_shape.get(s, "") for s in shapes)] for (mode, cell), by_shape in cells.items()]
     title = f"### Share of the peak of fused multiply-adds ({peak / 1e9:.0f} GFLOP/s measured on {environment['threads']} threads)"

@@ -52,6 +52,10 @@ CPU_HEADLINE = (
     Shape(7, 33, 50, 90),
 )
 
+# The clips': through time, and of parameters, where what counts is the weights, 17 million.
+CLIPPED_THROUGH_TIME = Shape(32, 100, 512, 512)
+CLIPPED_PARAMETERS = Shape(4, 2, 1024, 1024, 2)
+
 # Where cuDNN has a persistent kernel (H 128 to 1024, few samples) and where it has none.
 CUDA_HEADLINE = (
     Shape(16, 512, 128, 128),

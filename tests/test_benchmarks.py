@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baselines, figures, report, run
-from benchmarks.goals import CPU_GOALS
+from benchmarks import baselines, figures, ratios, report, run
+from benchmarks.goals import CPU_GOALS, goal
 from benchmarks.shapes import CPU_HEADLINE, Shape
 from benchmarks.suites import regions
 from benchmarks.suites.memory import saved_bytes
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def _times(median: float) -> dict[str, object]:
@@ -121,21 +123,46 @@ def test_a_wrong_result_is_refused() -> None:
 
 
 def test_report_takes_means_and_marks_goals(tmp_path: Path) -> None:
-    records = [_record("1x1x1x1", 1e-3, torch_nn=4e-3), _record("2x2x2x2", 2e-3, torch_nn=2e-3)]
-    text = report.markdown([_file(tmp_path, records)])
-    assert "| lstm | 4.00 | 1.00 | **2.00** | 1.00 | 1.3 / 1: reached |" in text
-    assert "| train | lstm | 100% | 50% |" in text  # 1e6 operations in 1 ms and 2 ms at a peak of 1e9 a second
-    records[1] = _record("2x2x2x2", 2e-3, torch_nn=1e-3)
-    text = report.markdown([_file(tmp_path, records)])
-    assert "| lstm | 4.00 | 0.50 | **1.41** | 0.50 | 1.3 / 1: **missed** |" in text
+    def records(slowest: float) -> list[dict[str, object]]:
+        *most, last = map(str, CPU_HEADLINE)
+        return [_record(s, 1e-3, torch_nn=4e-3) for s in most] + [_record(last, 2e-3, torch_nn=slowest)]
+
+    shown = "4.00 | " * 7
+    text = report.markdown([_file(tmp_path, records(2e-3))])
+    assert f"| lstm | {shown}1.00 | **3.36** | 1.00 | 1.3 / 1: reached |" in text
+    assert "| train | lstm | 100% | " in text  # 1e6 operations in 1 ms and 2 ms at a peak of 1e9 a second
+    assert " | 50% |" in text
+    text = report.markdown([_file(tmp_path, records(1e-3))])
+    assert f"| lstm | {shown}0.50 | **3.08** | 0.50 | 1.3 / 1: **missed** |" in text
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "others", "dtype", "threads"])
+def test_goals_are_not_marked_for_what_they_are_not_stated_for(tmp_path: Path, change: str) -> None:
+    shapes = list(map(str, CPU_HEADLINE))
+    shapes = {"fewer": shapes[1:], "more": [*shapes, "1x1x1x1"], "others": ["1x1x1x1"]}.get(change, shapes)
+    records = [_record(shape, 1e-3, torch_nn=4e-3) for shape in shapes]
+    if change == "dtype":
+        records = [{**record, "dtype": "float64"} for record in records]
+    text = report.markdown([_file(tmp_path, records, threads=1 if change == "threads" else 2)])
+    assert "**4.00** | 4.00 |  |" in text
+    assert "1.3 / 1" not in text
+
+
+def test_every_goal_is_of_shapes_that_its_suite_measures() -> None:
+    found = json.loads((RESULTS / "cpu-2-threads.json").read_text())["results"]
+    found += json.loads((RESULTS / "clipping-cpu-2-threads.json").read_text())["results"]
+    rows = ratios.speedups(found)
+    for key in CPU_GOALS:
+        assert goal(*key, rows[key]) is not None, key
 
 
 def test_peers_are_compared_with_the_faster_one(tmp_path: Path) -> None:
-    record = _record("1x1x1x1", 1e-3, onnxruntime=3e-3, openvino=2e-3)
-    record.update(suite="peers", mode="inference")
-    text = report.markdown([_file(tmp_path, [record])])
+    records = [_record(str(shape), 1e-3, onnxruntime=3e-3, openvino=2e-3) for shape in CPU_HEADLINE]
+    for record in records:
+        record.update(suite="peers", mode="inference")
+    text = report.markdown([_file(tmp_path, records)])
     assert "peers: inference, speed-up over the faster peer" in text
-    assert "| lstm | 2.00 | **2.00** | 2.00 | 1.1 / 0.9: reached |" in text
+    assert "2.00 | **2.00** | 2.00 | 1.1 / 0.9: reached |" in text
 
 
 def test_files_of_other_types_or_settings_have_panels_of_their_own(tmp_path: Path) -> None:
