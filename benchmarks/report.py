@@ -114,7 +114,11 @@ def environment_text(environment: dict[str, Any]) -> str:
     facts = dict(environment)
     if facts.get("fma_peak"):
         facts["fma_peak"] = f"{facts['fma_peak'] / 1e9:.0f} GFLOP/s"
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+    plans = facts.pop("FASTRNN_PLANS", None)
+    texts = [f"{name.replace('_', ' ')} {value}" for name, value in facts.items()]
+    if plans is not None:
+        texts.append(f"FASTRNN_PLANS={plans}" if plans else "FASTRNN_PLANS not set")
+    return ", ".join(texts)
 
 
 def markdown(files: Sequence[Path]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baselines, figures, ratios, report, run
+from benchmarks import baselines, environment, figures, nvidia, ratios, report, run
 from benchmarks.goals import CPU_GOALS, goal
 from benchmarks.shapes import CPU_HEADLINE, Shape
 from benchmarks.suites import regions
@@ -23,10 +23,10 @@ def _times(median: float) -> dict[str, object]:
 
 
 def _file(tmp_path: Path, records: list[dict[str, object]], name: str = "found.json", **facts: object) -> Path:
-    environment = {"device": "cpu", "threads": 2, "fma_peak": 1e9, **facts}
+    facts = {"device": "cpu", "threads": 2, "fma_peak": 1e9, **facts}
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"environment": environment, "results": records}))
+    path.write_text(json.dumps({"environment": facts, "results": records}))
     return path
 
 
@@ -180,6 +180,19 @@ def test_files_of_other_types_or_settings_have_panels_of_their_own(tmp_path: Pat
         f"{title}, float32, H100": 4,
         f"{title}, float16, H100, {tmp_path}/again/all": 5,
     }
+
+
+@pytest.mark.parametrize(("plans", "said"), [("all", "FASTRNN_PLANS=all"), ("", "FASTRNN_PLANS not set")])
+def test_a_result_on_a_gpu_says_driver_and_plans(monkeypatch, plans: str, said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.setattr(nvidia, "gpu", lambda: {"gpu": "H100", "driver": "580.1"})
+    monkeypatch.setenv("FASTRNN_PLANS", plans)
+    facts = environment.environment("cuda")
+    assert (facts["driver"], facts["FASTRNN_PLANS"]) == ("580.1", plans)
+    text = report.environment_text(facts)
+    assert "driver 580.1" in text
+    assert said in text
 
 
 def _memory_record(ours: int, theirs: int) -> dict[str, object]:
