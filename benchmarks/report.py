@@ -138,6 +138,21 @@ def markdown(files: Sequence[Path]) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def _unusable(file: Path) -> str:
+    """Why a file is not of benchmarks.run; empty where it is."""
+    try:
+        found = json.loads(file.read_text())
+    except OSError as error:
+        return str(error.strerror)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(found, dict) or not {"environment", "results"} <= found.keys():
+        return "not written by benchmarks.run"
+    if any("task" in record for record in found["results"]):
+        return "of benchmarks.training, whose report is benchmarks.training.report"
+    return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="JSON to markdown and a picture.")
     parser.add_argument("files", type=Path, nargs="+", help="written by python -m benchmarks.run")
@@ -145,6 +160,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="the picture (needs matplotlib)")
     parser.add_argument("--figure-suites", default="", help="of these suites alone: a,b")
     arguments = parser.parse_args()
+    for file in arguments.files:
+        if why := _unusable(file):
+            parser.error(f"{file}: {why}")
     text = markdown(arguments.files)
     if arguments.figure:
         suites = [suite for suite in arguments.figure_suites.split(",") if suite]

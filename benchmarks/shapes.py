@@ -22,9 +22,12 @@ class Shape(NamedTuple):
     def parse(cls, text: str) -> Shape:
         """``32x100x512x512``, then ``xLAYERSxDIRECTIONS`` where they are not 1."""
         try:
-            return cls(*(int(number) for number in text.split("x")))
+            shape = cls(*(int(number) for number in text.split("x")))
         except (TypeError, ValueError):
             raise ValueError(f"a shape is BxTxIxH[xLAYERS[xDIRECTIONS]], got {text!r}") from None
+        if min(shape) < 1 or shape.directions > 2:
+            raise ValueError(f"sizes are at least 1, directions 1 or 2, got {text!r}")
+        return shape
 
     def __str__(self) -> str:
         sizes = self if (self.layers, self.directions) != (1, 1) else self[:4]

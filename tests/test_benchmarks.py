@@ -88,6 +88,66 @@ def test_the_algorithm_is_named_by_its_kernels(names, expected) -> None:
     assert regions.algorithm(names) == expected
 
 
+def _refusal(monkeypatch, capsys, program, *command: str) -> str:
+    """What a program says of wrong arguments."""
+    monkeypatch.setattr(sys, "argv", ["program", *command])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--device cuda", "--device cuda: torch sees no GPU"),
+        ("--threads -1", "--threads -1: expected at least 1"),
+        ("--threads 0", "--threads 0: expected at least 1"),
+        ("--shapes 3x4x0x6", "sizes are at least 1, directions 1 or 2, got '3x4x0x6'"),
+        ("--shapes 3x4x5x6x1x3", "directions 1 or 2"),
+        ("--suite ,", "--suite: expected at least one of headline"),
+        ("--cells ,", "--cells: expected at least one of lstm"),
+        ("--suite headline,regions", "--suite regions: its shapes are those of cuDNN's algorithms and need a GPU"),
+        ("--suite peers --dtype float64", "--suite peers: float32 on the CPU only"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path: Path, command: str, message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert message in _refusal(
+        monkeypatch, capsys, run, "--device", "cpu", *command.split(), "--out", str(tmp_path / "a.json")
+    )
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_timed(monkeypatch, capsys, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    assert "a folder, expected a file" in _refusal(monkeypatch, capsys, run, "--device", "cpu", "--out", str(tmp_path))
+    assert "file" in _refusal(monkeypatch, capsys, run, "--device", "cpu", "--out", str(tmp_path / "file" / "a.json"))
+
+
+def test_a_suite_that_measures_nothing_is_no_success(monkeypatch, tmp_path: Path) -> None:
+    command = ["run", "--device", "cpu", "--suite", "ragged", "--shapes", "1x4x5x6", "--out", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(run, "environment", lambda device: {})
+    with pytest.raises(SystemExit, match="nothing was measured of ragged"):
+        run.main()
+
+
+def test_the_report_refuses_files_that_it_cannot_read(monkeypatch, capsys, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "tests.json").write_text('{"items": []}')
+    (tmp_path / "list.json").write_text("[]")
+    for file, message in (
+        (tmp_path / "missing.json", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "broken.json", "not JSON"),
+        (tmp_path / "tests.json", "not written by benchmarks.run"),
+        (tmp_path / "list.json", "not written by benchmarks.run"),
+        (RESULTS / "training-cpu-seed-0.json", "benchmarks.training.report"),
+    ):
+        assert f"{file}: " in (said := _refusal(monkeypatch, capsys, report, str(file)))
+        assert message in said
+
+
 def test_clipping_is_measured_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "results.json"
     command = [
