@@ -16,6 +16,8 @@ from benchmarks.figures import draw, panels
 from benchmarks.goals import SHARE_OF_PEAK, goal
 from benchmarks.ratios import geometric_mean, speedups
 
+_TORCH = ("torch.nn", "as published")  # how the names of the baselines begin whose algorithm a record tells
+
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -30,6 +32,19 @@ def _shapes(results: Iterable[dict[str, Any]]) -> list[str]:
 def _milliseconds(taken: dict[str, Any]) -> str:
     low, high = (1e3 * quartile for quartile in taken["quartiles"])
     return f"{1e3 * taken['median']:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _algorithms(results: list[dict[str, Any]]) -> str:
+    """Which cells torch.nn ran by which algorithm, with the shapes where a cell had several; empty where none is recorded."""
+    cells: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # by cell, then by algorithm
+    for r in results:
+        if "algorithm" in r:
+            cells[r["cell"]][r["algorithm"]].append(r["shape"])
+    where: dict[str, list[str]] = defaultdict(list)
+    for cell, found in cells.items():
+        for algorithm, shapes in found.items():
+            where[algorithm].append(cell.upper() + (f" ({', '.join(shapes)})" if len(found) > 1 else ""))
+    return "; ".join(f"{algorithm} for {', '.join(places)}" for algorithm, places in where.items())
 
 
 def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
@@ -55,6 +70,9 @@ def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -
             rows.append([cell, *per_shape, f"**{mean:.2f}**", f"{worst:.2f}", verdict])
         text.append(f"### {suite}: {mode}, speed-up over {baseline}")
         text.append(_table(["cell", *shapes, "geometric mean", "worst", "goal"], rows))
+        timed = [r for r in results if (r["suite"], r["mode"]) == (suite, mode) and baseline in r["times"]]
+        if baseline.startswith(_TORCH) and (line := _algorithms(timed)):
+            text.append(f"{baseline} ran {line}.")
     return "\n\n".join(text)
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baselines, environment, figures, nvidia, ratios, report, run
+from benchmarks import algorithms, baselines, environment, figures, nvidia, ratios, report, run
 from benchmarks.goals import CPU_GOALS, goal
 from benchmarks.shapes import CPU_HEADLINE, Shape
-from benchmarks.suites import regions
 from benchmarks.suites.memory import saved_bytes
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
@@ -59,6 +58,7 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     assert len(kinds) == len(found["results"]) == 3 * 2 + 3 * 2 + 3 + 2 + 3 + 3 + 3 * 2
     assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in found["results"])
 
+    assert all(("algorithm" in r) == (r["suite"] != "features") for r in found["results"])
     named = {(r["cell"], r["mode"]): r["algorithm"] for r in found["results"] if r["suite"] == "regions"}
     assert named["gru", "train"] == "ATen, operations per step"
     assert named["lstm", "inference"] in ("oneDNN", "ATen, operations per step")
@@ -68,6 +68,7 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     report.main()
     text = table.read_text()
     assert "ragged: train, speed-up over torch.nn packed" in text
+    assert "torch.nn packed ran ATen, operations per step for LSTM, GRU, RNN." in text
     assert "| lstm | 3x4x5x6 | fastrnn: bytes kept for backward |" in text
     assert picture.stat().st_size > 10_000
 
@@ -85,7 +86,7 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     ],
 )
 def test_the_algorithm_is_named_by_its_kernels(names, expected) -> None:
-    assert regions.algorithm(names) == expected
+    assert algorithms.algorithm_of_names(names) == expected
 
 
 def _refusal(monkeypatch, capsys, program, *command: str) -> str:
@@ -223,6 +224,22 @@ def test_peers_are_compared_with_the_faster_one(tmp_path: Path) -> None:
     text = report.markdown([_file(tmp_path, records)])
     assert "peers: inference, speed-up over the faster peer" in text
     assert "2.00 | **2.00** | 2.00 | 1.1 / 0.9: reached |" in text
+
+
+def test_the_report_says_what_torch_ran_where_it_is_recorded(tmp_path: Path) -> None:
+    step = "ATen, operations per step"
+    records = [
+        {**_record("1x1x1x1", 1e-3, torch_nn=2e-3, flashrnn=3e-3), "cell": cell, "algorithm": algorithm}
+        for cell, algorithm in (("lstm", "oneDNN"), ("gru", step), ("rnn", step))
+    ]
+    text = report.markdown([_file(tmp_path, records)])
+    assert text.count(" ran ") == 1  # not of flashrnn
+    assert "torch.nn ran oneDNN for LSTM; ATen, operations per step for GRU, RNN." in text
+    records.append({**records[0], "shape": "2x2x2x2", "algorithm": step})
+    assert f"ran oneDNN for LSTM (1x1x1x1); {step} for LSTM (2x2x2x2), GRU" in report.markdown(
+        [_file(tmp_path, records)]
+    )
+    assert " ran " not in report.markdown([_file(tmp_path, [_record("1x1x1x1", 1e-3, torch_nn=2e-3)])])
 
 
 def test_files_of_other_types_or_settings_have_panels_of_their_own(tmp_path: Path) -> None:
