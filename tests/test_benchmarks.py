@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from benchmarks import algorithms, baselines, environment, figures, nvidia, ratios, report, run
 from benchmarks.goals import CPU_GOALS, goal
 from benchmarks.shapes import CPU_HEADLINE, Shape
+from benchmarks.suites import SUITES
 from benchmarks.suites.memory import saved_bytes
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def _times(median: float) -> dict[str, object]:
@@ -300,6 +303,26 @@ def test_a_figure_of_nothing_is_refused_before_anything_is_written(tmp_path, mon
     assert caught.value.code == 2
     assert "nothing to draw, no results of ragged, step" in capsys.readouterr().err
     assert not table.exists()
+
+
+COMMANDS = (RESULTS.parent / "README.md").read_text().replace("$to/", "benchmarks/results/")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$report (.*\.md)\b", COMMANDS, re.MULTILINE))
+def test_a_committed_table_is_what_its_command_gives(line: str) -> None:
+    sources, table = line.split(" --out ")
+    committed = (ROOT / table).read_text()
+    assert re.sub(r"!\[speed-ups\].*\n\n", "", committed) == report.markdown([ROOT / name for name in sources.split()])
+
+
+def test_every_committed_result_is_named_beside_its_command() -> None:
+    names = {re.sub(r"seed-\d", "seed-$seed", path.name) for path in RESULTS.iterdir() if path.is_file()}
+    assert len(names) > 10
+    assert {name for name in names if name not in COMMANDS} == set()
+
+
+def test_every_suite_is_described() -> None:
+    assert {name for name in SUITES if f"| `{name}` |" not in COMMANDS} == set()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
