@@ -48,9 +48,17 @@ def _algorithms(results: list[dict[str, Any]]) -> str:
 
 
 def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The tables of each dtype."""
+    by_dtype: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in results:
+        by_dtype[record["dtype"]].append(record)
+    return "\n\n".join(_speedup_tables(environment, dtype, found) for dtype, found in by_dtype.items())
+
+
+def _speedup_tables(environment: dict[str, Any], dtype: str, results: list[dict[str, Any]]) -> str:
     """One table per suite, mode and baseline: speed-ups by shape, their geometric mean and worst, the goal."""
-    has_goals = environment["device"] == "cpu" and environment["threads"] == 2
-    has_goals = has_goals and all(record["dtype"] == "float32" for record in results)
+    is_float32 = dtype == "float32"
+    has_goals = is_float32 and environment["device"] == "cpu" and environment["threads"] == 2
     tables: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
     for (suite, mode, baseline, cell), by_shape in speedups(results).items():
         tables[(suite, mode, baseline)][cell] = by_shape
@@ -68,7 +76,7 @@ def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -
                 verdict = f"{wanted.geometric_mean:g} / {wanted.worst:g}: {'reached' if reached else '**missed**'}"
             per_shape = [f"{by_shape[s][0]:.2f}" if s in by_shape else "" for s in shapes]
             rows.append([cell, *per_shape, f"**{mean:.2f}**", f"{worst:.2f}", verdict])
-        text.append(f"### {suite}: {mode}, speed-up over {baseline}")
+        text.append(f"### {suite}: {mode}{'' if is_float32 else f', {dtype}'}, speed-up over {baseline}")
         text.append(_table(["cell", *shapes, "geometric mean", "worst", "goal"], rows))
         timed = [r for r in results if (r["suite"], r["mode"]) == (suite, mode) and baseline in r["times"]]
         if baseline.startswith(_TORCH) and (line := _algorithms(timed)):

@@ -245,6 +245,13 @@ def test_the_report_says_what_torch_ran_where_it_is_recorded(tmp_path: Path) -> 
     assert " ran " not in report.markdown([_file(tmp_path, [_record("1x1x1x1", 1e-3, torch_nn=2e-3)])])
 
 
+def test_tables_of_types_beside_float32_say_so(tmp_path: Path) -> None:
+    record = _record("1x1x1x1", 1e-3, torch_nn=2e-3)
+    text = report.markdown([_file(tmp_path, [record, {**record, "dtype": "float16"}], gpu="H100", device="cuda")])
+    assert text.count("### headline: train, speed-up over torch.nn\n") == 1
+    assert text.count("### headline: train, float16, speed-up over torch.nn\n") == 1
+
+
 def test_files_of_other_types_or_settings_have_panels_of_their_own(tmp_path: Path) -> None:
     def file(name: str, dtype: str, speedup: float) -> Path:
         record = {**_record("1x1x1x1", 1e-3, torch_nn=speedup * 1e-3), "dtype": dtype}
