@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 import fastrnn
+from benchmarks import nvidia
 from benchmarks.baselines import uses_tf32
 
 _PACKAGES = ("onnxruntime", "openvino", "flashrnn", "haste_pytorch")  # baselines
@@ -67,9 +69,11 @@ def environment(device: str) -> dict[str, Any]:
         facts.update(
             gpu=torch.cuda.get_device_name(),
             compute_capability=f"{major}.{minor}",
+            driver=nvidia.gpu().get("driver"),
             cuda=torch.version.cuda,
             cudnn=torch.backends.cudnn.version(),
             tf32=uses_tf32(),
+            FASTRNN_PLANS=os.environ.get("FASTRNN_PLANS", ""),
         )
     else:
         facts.update(

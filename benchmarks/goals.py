@@ -1,8 +1,14 @@
-"""What was set out to be reached, as geometric mean and worst of the speed-ups over all shapes; the report marks what misses."""
+"""What was set out to be reached, as geometric mean and worst of the speed-ups; the report marks what misses.
+
+A goal is of float32 on 2 threads, over exactly the shapes that its suite has there: of others the report says nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from benchmarks.shapes import CLIPPED_PARAMETERS, CLIPPED_THROUGH_TIME, CPU_HEADLINE, Shape
 
 
 class Goal(NamedTuple):
@@ -10,7 +16,7 @@ class Goal(NamedTuple):
     worst: float
 
 
-# (suite, mode, baseline, cell); 2 threads, benchmarks.shapes.CPU_HEADLINE.
+# (suite, mode, baseline, cell)
 CPU_GOALS = {
     ("headline", "train", "torch.nn", "lstm"): Goal(1.3, 1.0),
     ("headline", "inference", "torch.nn", "lstm"): Goal(1.1, 1.0),
@@ -39,4 +45,19 @@ CPU_GOALS = {
         for trusted in ("", ", trusted")
     },
 }
+
+
+def shapes_of(suite: str, mode: str) -> tuple[Shape, ...]:
+    """What the goals of a suite are stated for."""
+    if suite == "clipping":
+        return (CLIPPED_THROUGH_TIME if mode == "norm clip, recorded norms" else CLIPPED_PARAMETERS,)
+    return tuple(shape for shape in CPU_HEADLINE if suite != "ragged" or shape.batch > 1)  # one sample is not ragged
+
+
+def goal(suite: str, mode: str, baseline: str, cell: str, shapes: Iterable[str]) -> Goal | None:
+    """The goal of a row with these shapes; None where there is none."""
+    stated = {str(shape) for shape in shapes_of(suite, mode)}
+    return CPU_GOALS.get((suite, mode, baseline, cell)) if set(shapes) == stated else None
+
+
 SHARE_OF_PEAK = {("train", "32x100x512x512"): 0.7}

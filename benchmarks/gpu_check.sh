@@ -9,12 +9,16 @@
 #   sanitize  compute-sanitizer (memcheck, racecheck, synccheck) on a few small layers
 #   latency   what the constants of csrc/plan.cpp stand for
 #   bench     headline and feature benchmarks against cuDNN
-# JSON goes to DIR (benchmarks/results/gpu-check by default) item by item; logs lie beside it; a short table comes last.
+# JSON goes to DIR (benchmarks/results/gpu-check by default) item by item; logs lie beside it; a short table comes last. A stage
+# replaces what an earlier run of it left in DIR. All stages run; the exit status is 1 where one failed: an item was wrong or an
+# error, or the time was up.
 # PYTHON names the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 usage() { sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//'; }
+
+wrong() { echo "gpu_check.sh: $1" >&2; usage >&2; exit 2; }
 
 declare -A limits=([build]=120 [tests]=150 [sanitize]=90 [latency]=30 [bench]=130)
 order=(build tests sanitize latency bench)
@@ -24,10 +28,10 @@ only="$(IFS=,; echo "${order[*]}")"
 
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out) out="${2:?--out needs a folder}"; shift 2 ;;
-    --only) only="${2:?--only needs stages: ${order[*]}}"; shift 2 ;;
+    --out) [ -n "${2:-}" ] || wrong "--out needs a folder"; out="$2"; shift 2 ;;
+    --only) [[ "${2:-}" =~ [^,] ]] || wrong "--only needs stages: ${order[*]}"; only="$2"; shift 2 ;;
     -h | --help) usage; exit 0 ;;
-    *) echo "gpu_check.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
+    *) wrong "unknown argument $1" ;;
   esac
 done
 for stage in ${only//,/ }; do

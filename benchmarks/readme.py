@@ -13,14 +13,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import geometric_mean, speedups
+from benchmarks.ratios import geometric_mean, speedups
 from benchmarks.training.report import by_task, kind
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- end of the results -->"
-_SUITES = ("headline", "step", "ragged", "features", "kernelbench")
+_SUITES = ("headline", "regions", "step", "ragged", "features", "kernelbench")
 _MODES = {
     "inference": "inference",
     "step with clip and AdamW": "with clip and AdamW",
@@ -35,22 +35,27 @@ def _link(path: Path, text: str = "") -> str:
     return f"[{text or relative.name}]({relative})"
 
 
+def _where(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """What was measured on; of a GPU also the types, and which plans were allowed, since files differ in them."""
+    if not environment.get("gpu"):
+        return f"{environment['processor']}, {environment['threads']} thread{'s' * (environment['threads'] > 1)}"
+    plans = environment.get("FASTRNN_PLANS")
+    dtypes = sorted({r["dtype"] for r in results})
+    return ", ".join([environment["gpu"], *dtypes, *([f"FASTRNN_PLANS={plans}"] if plans else [])])
+
+
 def speed(file: Path) -> str:
     """One table: a row per suite, mode and baseline, a column per cell: geometric mean over the shapes, and the range."""
     found = json.loads(file.read_text())
-    environment = found["environment"]
+    environment, results = found["environment"], [r for r in found["results"] if r.get("suite") in _SUITES]
     rows: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
-    for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
-        if suite in _SUITES and mode in _MODES:
+    for (suite, mode, baseline, cell), by_shape in speedups(results).items():
+        if mode in _MODES:
             rows[(suite, mode, baseline)][cell] = by_shape
     cells = sorted({cell for row in rows.values() for cell in row})
-    where = (
-        environment.get("gpu")
-        or f"{environment['processor']}, {environment['threads']} thread{'s' * (environment['threads'] > 1)}"
-    )
     lines = [
-        f"Speed-up over the baseline: geometric mean over the shapes (worst to best). {where}, torch {environment['torch']}, "
-        f"{environment['date']}; {_link(file)}.\n",
+        f"Speed-up over the baseline: geometric mean over the shapes (worst to best). {_where(environment, results)}, "
+        f"torch {environment['torch']}, {environment['date']}; {_link(file)}.\n",
         "| what | against | " + " | ".join(cell.upper() for cell in cells) + " |",
         "|---|---|" + "---|" * len(cells),
     ]
@@ -95,13 +100,26 @@ def training(files: list[Path]) -> str:
     )
 
 
+def _speed_files() -> list[Path]:
+    """Results of benchmarks.run that have a row here, those in folders (as of gpu_check.sh) included."""
+    found = []
+    for file in sorted(RESULTS.rglob("*.json")):
+        results = json.loads(file.read_text()).get("results", [])  # records of gpu_check's stages have none
+        if any(r.get("suite") in _SUITES and r["mode"] in _MODES for r in results):
+            found.append(file)
+    return found
+
+
+def _pictures() -> list[Path]:
+    """Of the CPU the first by name, which is a part of the others; all others, as of a GPU; none of training."""
+    found = sorted(p for p in RESULTS.rglob("*.png") if not p.name.startswith("training"))
+    of_cpu = [picture for picture in found if picture.name.startswith("cpu")]
+    return of_cpu[:1] + [picture for picture in found if picture not in of_cpu]
+
+
 def text() -> str:
-    parts = []
-    for file in sorted(RESULTS.glob("*.json")):
-        found = json.loads(file.read_text())
-        if not file.name.startswith("training") and any(r.get("suite") in _SUITES for r in found.get("results", [])):
-            parts.append(speed(file))
-    parts.extend(f"![Speed-ups]({picture.relative_to(ROOT)})" for picture in sorted(RESULTS.glob("cpu*.png"))[:1])
+    parts = [speed(file) for file in _speed_files()]
+    parts.extend(f"![Speed-ups]({picture.relative_to(ROOT)})" for picture in _pictures())
     trained = sorted(RESULTS.glob("training-cpu*.json"))
     if trained:
         parts.append(training(trained))

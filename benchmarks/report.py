@@ -7,38 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.goals import CPU_GOALS, SHARE_OF_PEAK
+from benchmarks.figures import draw, panels
+from benchmarks.goals import SHARE_OF_PEAK, goal
+from benchmarks.ratios import geometric_mean, speedups
 
-Row = tuple[str, str, str, str]  # suite, mode, baseline, cell
-
-_PEERS = ("onnxruntime", "openvino")
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def speedups(results: Iterable[dict[str, Any]]) -> dict[Row, dict[str, tuple[float, float, float]]]:
-    """By row, then by shape: baseline's median over ours, and that ratio between the far quartiles of both."""
-    found: dict[Row, dict[str, tuple[float, float, float]]] = defaultdict(dict)
-    for record in results:
-        times = dict(record["times"])
-        ours = times.pop("fastrnn")
-        peers = [times[name] for name in _PEERS if name in times]
-        if peers:
-            times["the faster peer"] = min(peers, key=lambda taken: float(taken["median"]))
-        for name, theirs in times.items():
-            ratio = theirs["median"] / ours["median"]
-            low = theirs["quartiles"][0] / ours["quartiles"][1]
-            high = theirs["quartiles"][1] / ours["quartiles"][0]
-            found[(record["suite"], record["mode"], name, record["cell"])][record["shape"]] = (ratio, low, high)
-    return found
+_TORCH = ("torch.nn", "as published")  # how the names of the baselines begin whose algorithm a record tells
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -56,9 +34,31 @@ def _milliseconds(taken: dict[str, Any]) -> str:
     return f"{1e3 * taken['median']:.3g} ({low:.3g} to {high:.3g})"
 
 
+def _algorithms(results: list[dict[str, Any]]) -> str:
+    """Which cells torch.nn ran by which algorithm, with the shapes where a cell had several; empty where none is recorded."""
+    cells: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # by cell, then by algorithm
+    for r in results:
+        if "algorithm" in r:
+            cells[r["cell"]][r["algorithm"]].append(r["shape"])
+    where: dict[str, list[str]] = defaultdict(list)
+    for cell, found in cells.items():
+        for algorithm, shapes in found.items():
+            where[algorithm].append(cell.upper() + (f" ({', '.join(shapes)})" if len(found) > 1 else ""))
+    return "; ".join(f"{algorithm} for {', '.join(places)}" for algorithm, places in where.items())
+
+
 def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The tables of each dtype."""
+    by_dtype: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in results:
+        by_dtype[record["dtype"]].append(record)
+    return "\n\n".join(_speedup_tables(environment, dtype, found) for dtype, found in by_dtype.items())
+
+
+def _speedup_tables(environment: dict[str, Any], dtype: str, results: list[dict[str, Any]]) -> str:
     """One table per suite, mode and baseline: speed-ups by shape, their geometric mean and worst, the goal."""
-    goals = CPU_GOALS if environment["device"] == "cpu" and environment["threads"] == 2 else {}
+    is_float32 = dtype == "float32"
+    has_goals = is_float32 and environment["device"] == "cpu" and environment["threads"] == 2
     tables: dict[tuple[str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
     for (suite, mode, baseline, cell), by_shape in speedups(results).items():
         tables[(suite, mode, baseline)][cell] = by_shape
@@ -69,15 +69,18 @@ def speedup_tables(environment: dict[str, Any], results: list[dict[str, Any]]) -
         for cell, by_shape in cells.items():
             ratios = [ratio for ratio, _, _ in by_shape.values()]
             mean, worst = geometric_mean(ratios), min(ratios)
-            goal = goals.get((suite, mode, baseline, cell))
+            wanted = goal(suite, mode, baseline, cell, by_shape) if has_goals else None
             verdict = ""
-            if goal:
-                reached = mean >= goal.geometric_mean and worst >= goal.worst
-                verdict = f"{goal.geometric_mean:g} / {goal.worst:g}: {'reached' if reached else '**missed**'}"
+            if wanted:
+                reached = mean >= wanted.geometric_mean and worst >= wanted.worst
+                verdict = f"{wanted.geometric_mean:g} / {wanted.worst:g}: {'reached' if reached else '**missed**'}"
             per_shape = [f"{by_shape[s][0]:.2f}" if s in by_shape else "" for s in shapes]
             rows.append([cell, *per_shape, f"**{mean:.2f}**", f"{worst:.2f}", verdict])
-        text.append(f"### {suite}: {mode}, speed-up over {baseline}")
+        text.append(f"### {suite}: {mode}{'' if is_float32 else f', {dtype}'}, speed-up over {baseline}")
         text.append(_table(["cell", *shapes, "geometric mean", "worst", "goal"], rows))
+        timed = [r for r in results if (r["suite"], r["mode"]) == (suite, mode) and baseline in r["times"]]
+        if baseline.startswith(_TORCH) and (line := _algorithms(timed)):
+            text.append(f"{baseline} ran {line}.")
     return "\n\n".join(text)
 
 
@@ -91,8 +94,8 @@ def peak_table(environment: dict[str, Any], results: list[dict[str, Any]]) -> st
     cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for record in timed:
         share = record["flops"] / record["times"]["fastrnn"]["median"] / peak
-        goal = SHARE_OF_PEAK.get((record["mode"], record["shape"])) if environment["threads"] == 2 else None
-        mark = "" if goal is None else f" (goal {goal:.0%}: {'reached' if share >= goal else '**missed**'})"
+        wanted = SHARE_OF_PEAK.get((record["mode"], record["shape"])) if environment["threads"] == 2 else None
+        mark = "" if wanted is None else f" (goal {wanted:.0%}: {'reached' if share >= wanted else '**missed**'})"
         cells[(record["mode"], record["cell"])][record["shape"]] = f"{share:.0%}{mark}"
     rows = [[mode, cell, *(by_shape.get(s, "") for s in shapes)] for (mode, cell), by_shape in cells.items()]
     title = f"### Share of the peak of fused multiply-adds ({peak / 1e9:.0f} GFLOP/s measured on {environment['threads']} threads)"
@@ -137,7 +140,11 @@ def environment_text(environment: dict[str, Any]) -> str:
     facts = dict(environment)
     if facts.get("fma_peak"):
         facts["fma_peak"] = f"{facts['fma_peak'] / 1e9:.0f} GFLOP/s"
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+    plans = facts.pop("FASTRNN_PLANS", None)
+    texts = [f"{name.replace('_', ' ')} {value}" for name, value in facts.items()]
+    if plans is not None:
+        texts.append(f"FASTRNN_PLANS={plans}" if plans else "FASTRNN_PLANS not set")
+    return ", ".join(texts)
 
 
 def markdown(files: Sequence[Path]) -> str:
@@ -157,59 +164,19 @@ def markdown(files: Sequence[Path]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-_COLORS = {"lstm": "#3b6fb6", "gru": "#d1495b", "rnn": "#5f9e6e"}
-
-
-def figure(files: Sequence[Path], out: Path, suites: Sequence[str] = ()) -> None:
-    """One panel per suite, mode and baseline: speed-up by shape and cell, with the spread between the quartiles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[tuple[str, str, str, str], dict[str, dict[str, tuple[float, float, float]]]] = defaultdict(dict)
-    for file in files:
+def _unusable(file: Path) -> str:
+    """Why a file is not of benchmarks.run; empty where it is."""
+    try:
         found = json.loads(file.read_text())
-        environment = found["environment"]
-        where = environment.get("gpu") or f"{environment['threads']} thread{'s' * (environment['threads'] > 1)}"
-        for (suite, mode, baseline, cell), by_shape in speedups(found["results"]).items():
-            if suite != "memory" and (not suites or suite in suites):
-                panels[(suite, mode, baseline, where)][cell] = by_shape
-    columns = 2
-    rows = math.ceil(len(panels) / columns)
-    canvas, axes = pyplot.subplots(rows, columns, figsize=(15, 3.4 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, ((suite, mode, baseline, where), cells) in zip(axes.flat, panels.items(), strict=False):
-        shapes = list(dict.fromkeys(shape for by_shape in cells.values() for shape in by_shape))
-        width = 0.8 / len(cells)
-        for index, (cell, by_shape) in enumerate(cells.items()):
-            here = [i for i, shape in enumerate(shapes) if shape in by_shape]
-            values = [by_shape[shapes[i]] for i in here]
-            spread = [
-                [max(ratio - low, 0) for ratio, low, _ in values],
-                [max(high - ratio, 0) for ratio, _, high in values],
-            ]
-            axis.bar(
-                [i + width * (index - (len(cells) - 1) / 2) for i in here],
-                [ratio for ratio, _, _ in values],
-                width,
-                yerr=spread,
-                error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
-                color=_COLORS[cell],
-                label=f"{cell.upper()} (mean {geometric_mean([v[0] for v in values]):.2f})",
-            )
-        axis.axhline(1, color="#333333", linewidth=1, linestyle="--")
-        axis.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)
-        what = "" if mode in ("train", "inference") else f" ({mode})"
-        axis.set_title(f"{suite}, {mode if not what else 'train'} against {baseline}, {where}", fontsize=10)
-        axis.set_ylabel("times faster")
-        axis.grid(axis="y", linewidth=0.3)
-        axis.set_axisbelow(True)
-        axis.legend(fontsize=8)
-    canvas.suptitle("fastrnn: how many times faster (B x T x I x H below; dashed: as fast)")
-    canvas.savefig(out, dpi=110)
-    pyplot.close(canvas)
+    except OSError as error:
+        return str(error.strerror)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(found, dict) or not {"environment", "results"} <= found.keys():
+        return "not written by benchmarks.run"
+    if any("task" in record for record in found["results"]):
+        return "of benchmarks.training, whose report is benchmarks.training.report"
+    return ""
 
 
 def main() -> None:
@@ -219,9 +186,16 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="the picture (needs matplotlib)")
     parser.add_argument("--figure-suites", default="", help="of these suites alone: a,b")
     arguments = parser.parse_args()
+    for file in arguments.files:
+        if why := _unusable(file):
+            parser.error(f"{file}: {why}")
     text = markdown(arguments.files)
     if arguments.figure:
-        figure(arguments.files, arguments.figure, [suite for suite in arguments.figure_suites.split(",") if suite])
+        suites = [suite for suite in arguments.figure_suites.split(",") if suite]
+        drawn = panels(arguments.files, suites)
+        if not drawn:
+            parser.error(f"--figure: nothing to draw, no results of {', '.join(suites) or 'any suite'} in these files")
+        draw(drawn, arguments.figure)
         if arguments.out:
             text = text.replace("# Results\n", f"# Results\n\n![speed-ups]({arguments.figure.name})\n", 1)
     if arguments.out:

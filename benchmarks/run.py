@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,8 +44,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
     known_values = {"suite": SUITES, "cells": CELLS, "modes": ("train", "inference"), "baselines": BASELINES}
     for name, known in known_values.items():
+        if not getattr(arguments, name) and name != "baselines":
+            parser.error(f"--{name}: expected at least one of {', '.join(known)}")
         for value in getattr(arguments, name):
             if value not in known:
                 parser.error(f"--{name} {value}: expected one of {', '.join(known)}")
@@ -52,7 +59,28 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"--shapes: {error}")
     if arguments.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads {arguments.threads}: expected at least 1")
+    if arguments.device == "cpu" and "regions" in arguments.suite and not arguments.shapes:
+        parser.error(
+            "--suite regions: its shapes are those of cuDNN's algorithms and need a GPU; --shapes names others"
+        )
+    if "peers" in arguments.suite and (arguments.device != "cpu" or arguments.dtype != "float32"):
+        parser.error("--suite peers: float32 on the CPU only")
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}: {error.filename}")
+    if arguments.out.is_dir():
+        parser.error(f"--out {arguments.out}: a folder, expected a file")
     return arguments
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    """All or nothing: what is on disk can be read at any time."""
+    partial = out.with_name(f"{out.name}.partial")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(partial, out)
 
 
 def _line(record: Record) -> str:
@@ -82,12 +110,17 @@ def main() -> None:
     )
     results: list[Record] = []
     found = {"environment": environment(arguments.device), "results": results}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    empty = []
     for name in arguments.suite:
+        before = len(results)
         for record in SUITES[name](settings):
             results.append(record)
-            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+            _write(found, arguments.out)
             print(_line(record), flush=True)
+        if len(results) == before:
+            empty.append(name)
+    if empty:
+        sys.exit(f"nothing was measured of {', '.join(empty)}: see benchmarks/README.md for what each suite needs")
 
 
 if __name__ == "__main__":

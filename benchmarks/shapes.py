@@ -22,9 +22,12 @@ class Shape(NamedTuple):
     def parse(cls, text: str) -> Shape:
         """``32x100x512x512``, then ``xLAYERSxDIRECTIONS`` where they are not 1."""
         try:
-            return cls(*(int(number) for number in text.split("x")))
+            shape = cls(*(int(number) for number in text.split("x")))
         except (TypeError, ValueError):
             raise ValueError(f"a shape is BxTxIxH[xLAYERS[xDIRECTIONS]], got {text!r}") from None
+        if min(shape) < 1 or shape.directions > 2:
+            raise ValueError(f"sizes are at least 1, directions 1 or 2, got {text!r}")
+        return shape
 
     def __str__(self) -> str:
         sizes = self if (self.layers, self.directions) != (1, 1) else self[:4]
@@ -51,6 +54,10 @@ CPU_HEADLINE = (
     Shape(10, 64, 128, 256),
     Shape(7, 33, 50, 90),
 )
+
+# The clips': through time, and of parameters, where what counts is the weights, 17 million.
+CLIPPED_THROUGH_TIME = Shape(32, 100, 512, 512)
+CLIPPED_PARAMETERS = Shape(4, 2, 1024, 1024, 2)
 
 # Where cuDNN has a persistent kernel (H 128 to 1024, few samples) and where it has none.
 CUDA_HEADLINE = (

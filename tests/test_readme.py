@@ -1,5 +1,6 @@
 """README.md: its numbers are those of committed results, its files exist, its example runs."""
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,42 @@ MEASURED = re.compile(r"\d+(?:\.\d+)?\s?(?:x|times|%|ms|µs|us|s|seconds|minutes
 
 def test_the_results_are_those_of_the_committed_files():
     assert readme.written(TEXT) == TEXT, "python -m benchmarks.readme"
+
+
+def _result(folder: Path, name: str, suite: str, dtype: str, median: float, **facts: str) -> None:
+    times = {
+        side: {"median": seconds, "quartiles": [seconds, seconds]}
+        for side, seconds in (("fastrnn", 1.0), ("torch.nn", median))
+    }
+    record = {"suite": suite, "mode": "train", "cell": "gru", "shape": "1x1x1x1", "dtype": dtype, "times": times}
+    environment = {"processor": "a CPU", "threads": 2, "torch": "2.0", "date": "2026-01-01", **facts}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps({"environment": environment, "results": [record]}))
+
+
+def test_results_of_a_gpu_in_their_folder_and_all_their_pictures_reach_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    folder = tmp_path / "results" / "gpu-check"
+    _result(tmp_path / "results", "cpu.json", "headline", "float32", 2.0)
+    _result(folder, "bench-all-plans.json", "headline", "float16", 3.0, gpu="H100", FASTRNN_PLANS="all")
+    _result(folder, "bench-default.json", "headline", "float16", 4.0, gpu="H100", FASTRNN_PLANS="")
+    _result(folder, "bench-regions.json", "regions", "bfloat16", 5.0, gpu="H100")
+    _result(folder, "bench-clipping.json", "clipping", "float32", 6.0, gpu="H100")  # has no row in README
+    (folder / "tests.json").write_text('{"gpu": "H100", "items": []}')
+    for picture in ("cpu.png", "cpu-headline.png", "training-cpu.png", "gpu-check/bench.png", "gpu-check/memory.png"):
+        (tmp_path / "results" / picture).touch()
+    text = readme.text()
+    assert "a CPU, 2 threads, torch 2.0" in text
+    assert "H100, float16, FASTRNN_PLANS=all, torch 2.0" in text
+    assert "H100, float16, torch 2.0, 2026-01-01; [bench-default.json](results/gpu-check/bench-default.json)" in text
+    assert "| regions, forward and backward | torch.nn | **5.00x** (5.00 to 5.00) |" in text
+    assert "bench-clipping" not in text
+    assert re.findall(r"!\[Speed-ups\]\(results/(.*?)\)", text) == [
+        "cpu-headline.png",
+        "gpu-check/bench.png",
+        "gpu-check/memory.png",
+    ]
 
 
 def test_no_measured_number_stands_outside_of_the_generated_results():

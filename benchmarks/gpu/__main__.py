@@ -1,4 +1,6 @@
-"""The stages of gpu_check.sh. Each writes ``<out>/<stage>.json``, item by item; ``table`` sums up what is there.
+"""The stages of gpu_check.sh. Each writes ``<out>/<stage>.json`` anew, item by item; ``table`` sums up what is there.
+
+A stage ends with 1 where an item is wrong or an error.
 
 python -m benchmarks.gpu build|tests|sanitize|latency|bench|table --out DIR
 """
@@ -17,9 +19,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from benchmarks.gpu.records import Records
+from benchmarks.gpu.records import FAILED, Records
+from benchmarks.nvidia import gpu, nvcc, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENCIES = (
@@ -35,6 +38,15 @@ TESTS = (
     "test_kernel_plans",
 )
 
+
+BENCHMARKS = (  # name, arguments, dtype, FASTRNN_PLANS
+    ("bench-all-plans", ("--suite", "headline,features"), "float16", "all"),
+    ("bench-default", ("--suite", "headline,features"), "float16", ""),
+    ("bench-clipping", ("--suite", "clipping", "--cells", "lstm"), "float32", ""),
+    ("bench-float32-all-plans", ("--suite", "headline,features"), "float32", "all"),
+    ("bench-regions", ("--suite", "regions", "--modes", "train"), "bfloat16", "all"),
+)
+NOT_RIGHT = 3  # the status of `check` where it came to its end and some items are not right
 
 _running: set[int] = set()  # the leaders of process groups
 
@@ -76,22 +88,20 @@ def last_line(output: str) -> str:
     return lines[-1][:500] if lines else "no output"
 
 
-def gpu() -> dict[str, Any]:
-    """What GPU there is, by the driver's own word; torch is not asked, since its start takes seconds."""
-    query = "name,compute_cap,driver_version"
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return {"gpu": None}
-    name, capability, driver = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
-    return {"gpu": name, "compute_capability": capability, "driver": driver}
+def fresh(out: Path, stage: str) -> None:
+    """Nothing of an earlier run of the stage stays beside what this one finds."""
+    for pattern in (f"{stage}.json", f"{stage}.log", f"{stage}-*.json", f"{stage}-*.log"):
+        for path in out.glob(pattern):
+            path.unlink()
+    if stage == "tests":
+        (out / "pytest.log").unlink(missing_ok=True)
+    if stage == "sanitize":
+        shutil.rmtree(out / "sanitized", ignore_errors=True)
 
 
 def build(out: Path) -> None:
     facts = gpu()
-    records = Records(out, "build", **facts, python=platform.python_version(), cores=os.cpu_count())
+    records = Records(out, "build", **facts, **versions(), python=platform.python_version(), cores=os.cpu_count())
     start = time.perf_counter()
     environment = {"MAX_JOBS": os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)}
     if facts["gpu"]:
@@ -114,7 +124,7 @@ def tests(out: Path) -> None:
     from benchmarks.gpu.check import TEAMS
 
     facts = gpu()
-    records = Records(out, "tests", **facts)
+    records = Records(out, "tests", **facts, **versions())
     if not facts["gpu"]:
         records.add("tests", "skipped", what="there is no GPU here")
         return
@@ -124,10 +134,11 @@ def tests(out: Path) -> None:
             command = [sys.executable, "-m", "benchmarks.gpu", "check", "--team", team, "--out", str(out)]
             status, output = run(command, 27, out / "tests.log")
             records = Records(out, "tests")
-            if status:
+            if status not in (0, NOT_RIGHT):
                 records.add(f"{team}: all", "error", what="time was up" if status == 124 else last_line(output))
         status_of_suite, values = whole_suite.result()
         records.add("pytest", status_of_suite, **values)
+    raise SystemExit(int(records.has_failed))
 
 
 def run_pytest(out: Path) -> tuple[str, dict[str, str]]:
@@ -145,7 +156,7 @@ def sanitize(out: Path) -> None:
     from benchmarks.gpu.check import TEAMS
 
     facts, tool = gpu(), shutil.which("compute-sanitizer")
-    records = Records(out, "sanitize", **facts)
+    records = Records(out, "sanitize", **facts, **versions())
     if tool is None or not facts["gpu"]:
         records.add(
             "sanitize", "skipped", what="there is no GPU here" if tool else "compute-sanitizer is not on the PATH"
@@ -165,17 +176,18 @@ def sanitize(out: Path) -> None:
     with ThreadPoolExecutor(8) as pool:  # most of the time is torch's start
         for name, status, output in pool.map(one, pairs):
             what = "time was up" if status == 124 else last_line(output)
-            records.add(name, "ok" if status == 0 else "error", what=what)
+            records.add(name, {0: "ok", NOT_RIGHT: "wrong"}.get(status, "error"), what=what)
+    raise SystemExit(int(records.has_failed))
 
 
 def latency(out: Path) -> None:
     facts = gpu()
-    records = Records(out, "latency", **facts)
+    records = Records(out, "latency", **facts, **versions())
     arch = (facts.get("compute_capability") or "9.0").replace(".", "")
     arch += "a" if arch == "90" else ""
-    program, nvcc = out / "latency", shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    program = out / "latency"
     command = [
-        nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Icsrc/cuda", "-o", str(program),
+        nvcc(), "-std=c++20", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Icsrc/cuda", "-o", str(program),
         "benchmarks/gpu/latency.cu",
     ]  # fmt: skip
     try:
@@ -185,50 +197,50 @@ def latency(out: Path) -> None:
     records.add("compile", "ok" if status == 0 else "error", what=last_line(output) if status else f"sm_{arch}")
     if not facts["gpu"]:
         records.add("latency", "skipped", what="there is no GPU here")
-        return
-    for item in LATENCIES if status == 0 else ():
-        status, output = run([str(program), item], 10, out / "latency.log")
-        for line in output.splitlines():
-            if line.startswith("{"):
-                found = json.loads(line)
-                records.add(found.pop("name"), "error" if "error" in found else "ok", **found)
-        if status == 124:
-            records.add(item, "error", what="time was up")
+    for item in LATENCIES if status == 0 and facts["gpu"] else ():
+        status_of_item, output = run([str(program), item], 10, out / "latency.log")
+        said = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        for found in said:
+            records.add(found.pop("name"), "error" if "error" in found else "ok", **found)
+        if status_of_item and not any("error" in found for found in said):
+            records.add(item, "error", what="time was up" if status_of_item == 124 else last_line(output))
+    raise SystemExit(int(records.has_failed))
 
 
 def bench(out: Path) -> None:
-    """Into ``<out>/bench*.json``, which `python -m benchmarks.report` reads."""
-    if not gpu()["gpu"]:
-        print("bench: there is no GPU here")
+    """Into ``<out>/bench-*.json``, which `python -m benchmarks.report` reads; what became of each, into ``<out>/bench.json``."""
+    facts = gpu()
+    records = Records(out, "bench", **facts, **versions())
+    if not facts["gpu"]:
+        records.add("bench", "skipped", what="there is no GPU here")
         return
-    command = [sys.executable, "-m", "benchmarks.run", "--device", "cuda", "--rounds", "5"]
-    features, clipping = ["--suite", "headline,features"], ["--suite", "clipping", "--cells", "lstm"]
-    for name, what, dtype, plans in (
-        ("bench-all-plans", features, "float16", "all"),
-        ("bench-default", features, "float16", ""),
-        ("bench-clipping", clipping, "float32", ""),
-        ("bench-float32-all-plans", features, "float32", "all"),
-        ("bench-regions", ["--suite", "regions", "--modes", "train"], "bfloat16", "all"),
-    ):
-        status, output = run(
-            [*command, *what, "--dtype", dtype, "--out", str(out / f"{name}.json")],
-            600,
-            out / f"{name}.log",
-            FASTRNN_PLANS=plans,
-        )
-        print(f"{name}: {'ok' if status == 0 else last_line(output)}", flush=True)
+    records.set(expected=len(BENCHMARKS))
+    for name, what, dtype, plans in BENCHMARKS:
+        file = out / f"{name}.json"
+        command = [sys.executable, "-m", "benchmarks.run", "--device", "cuda", "--rounds", "5", *what, "--dtype", dtype]
+        status, output = run([*command, "--out", str(file)], 600, out / f"{name}.log", FASTRNN_PLANS=plans)
+        measured = len(json.loads(file.read_text())["results"]) if file.exists() else 0
+        values = {"what": last_line(output)} if status else {}
+        records.add(name, "error" if status else "ok", measurements=measured, **values)
+    raise SystemExit(int(records.has_failed))
 
 
 def check(out: Path, backend: str, team: str, quick: bool) -> None:
     from benchmarks.gpu import check as checks
 
-    checks.check(Records(out, "tests"), backend, team, quick)
+    records = Records(out, "tests")
+    before = len(records.items)
+    checks.check(records, backend, team, quick)
+    wrong = sum(item["status"] in FAILED for item in records.items[before:])
+    if wrong:
+        print(f"{wrong} of {len(records.items) - before} items are not right")
+        raise SystemExit(NOT_RIGHT)
 
 
 def table(out: Path) -> None:
     """What came out, a line per stage and then what was not right."""
     wrong = []
-    for stage in ("build", "tests", "sanitize", "latency"):
+    for stage in ("build", "tests", "sanitize", "latency", "bench"):
         path = out / f"{stage}.json"
         if not path.exists():
             print(f"{stage:<10}not run")
@@ -241,18 +253,20 @@ def table(out: Path) -> None:
         }
         missing = found.get("expected", 0) - len(items)
         counted = [f"{count} {status}" for status, count in counts.items() if count]
-        print(f"{stage:<10}" + ", ".join([*counted, f"{missing} not run"] if missing > 0 else counted))
+        if missing > 0:
+            counted.append(f"{missing} not run")
+        print(f"{stage:<10}{', '.join(counted)}" + (f"  ({found['date']})" if "date" in found else ""))
         wrong += [
             f"  {i['status']}: {i['name']}  {i.get('what') or i.get('error') or ''}"[:150]
             for i in items
-            if i["status"] in ("wrong", "error")
+            if i["status"] in FAILED
         ]
         if stage == "latency":
             for i in items:
                 measured = [f"{value:g} {unit}" for unit, value in i.items() if unit in ("us", "clusters", "works")]
                 if measured:
                     print(f"  {i['name']:<44}{measured[0]}")
-    for path in sorted(out.glob("bench*.json")):
+    for path in sorted(out.glob("bench-*.json")):
         results = json.loads(path.read_text())["results"]
         print(f"{path.stem:<10}{len(results)} measurements")
         for r in results:
@@ -281,6 +295,7 @@ def main() -> None:
     if arguments.stage == "check":
         check(out, arguments.backend, arguments.team, arguments.quick)
     else:
+        fresh(out, arguments.stage)
         STAGES[arguments.stage](out)
 
 

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+FAILED = ("wrong", "error")  # of the statuses of items
+
 
 class Records:
-    """A list of items in ``<folder>/<stage>.json``, with facts about the whole stage."""
+    """A list of items in ``<folder>/<stage>.json``, with facts about the whole stage. Goes on with the items that are there."""
 
     def __init__(self, folder: Path, stage: str, **facts: Any) -> None:
         self.path = folder / f"{stage}.json"
@@ -29,6 +31,10 @@ class Records:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
         )
         print(f"{status:<8}{name}  {detail[:160]}", flush=True)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(item["status"] in FAILED for item in self.items)
 
     def set(self, **facts: Any) -> None:
         self.facts.update(facts)

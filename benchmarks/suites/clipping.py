@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 import fastrnn
 from benchmarks import baselines
-from benchmarks.shapes import Shape
+from benchmarks.shapes import CLIPPED_PARAMETERS, CLIPPED_THROUGH_TIME, Shape
 from benchmarks.suites import Record, Settings
 from benchmarks.timing import Times, measure, measure_prepared
-
-THROUGH_TIME = Shape(32, 100, 512, 512)
-PARAMETERS = Shape(4, 2, 1024, 1024, 2)  # what counts is the weights: 17 million
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}
 _CELLS: dict[str, Any] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
@@ -28,11 +25,11 @@ _CELLS: dict[str, Any] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNC
 
 def run(settings: Settings) -> Iterator[Record]:
     for cell in settings.cells:
-        for shape in settings.shapes or (THROUGH_TIME,):
+        for shape in settings.shapes or (CLIPPED_THROUGH_TIME,):
             if shape[4:] != (1, 1):
                 continue  # the loop by hand is of one layer in one direction
             yield from _through_time(settings, cell, shape)
-        for shape in settings.shapes or (PARAMETERS,):
+        for shape in settings.shapes or (CLIPPED_PARAMETERS,):
             for trust in (False, True):
                 for limit in ("beyond", "below"):
                     yield _parameter_clip(settings, cell, shape, limit, trust)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import baselines, shapes
+from benchmarks.algorithms import with_algorithm
 from benchmarks.further import BASELINES, contender
 from benchmarks.libraries import LeftOut
 from benchmarks.suites import Record, Settings
@@ -28,10 +29,11 @@ def compare(settings: Settings, p: baselines.Problem, mode: str) -> Record:
         }
     else:
         calls = {"fastrnn": baselines.inference(p.ours, p.x), "torch.nn": baselines.inference(p.theirs, p.x)}
-    expected = calls["torch.nn"]()
+    eager = calls["torch.nn"]
+    expected = eager()
     difference = baselines.check(p, calls["fastrnn"](), expected)
     if settings.device == "cuda":
-        calls["torch.nn in a CUDA graph"] = baselines.in_cuda_graph(calls["torch.nn"])
+        calls["torch.nn in a CUDA graph"] = baselines.in_cuda_graph(eager)
     extra, left_out = {}, {}
     for baseline in map(BASELINES.__getitem__, settings.baselines):
         try:
@@ -56,4 +58,4 @@ def compare(settings: Settings, p: baselines.Problem, mode: str) -> Record:
         record["extra"] = extra
     if left_out:
         record["left_out"] = left_out
-    return record
+    return with_algorithm(record, settings.device, eager)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import baselines, shapes
+from benchmarks.algorithms import with_algorithm
 from benchmarks.suites import Record, Settings
 from benchmarks.timing import measure
 
@@ -66,7 +67,7 @@ def run(settings: Settings) -> Iterator[Record]:
             for name, module in (("fastrnn", p.ours), ("torch.nn", p.theirs)):
                 extra[f"{name}: bytes kept for backward"] = saved_bytes(module, p.x)
                 extra[f"{name}: peak bytes of a step"] = peak_bytes(calls[name], settings.device)
-            yield {
+            record: Record = {
                 "suite": "memory",
                 "cell": cell,
                 "shape": str(shape),
@@ -76,3 +77,4 @@ def run(settings: Settings) -> Iterator[Record]:
                 "difference": difference,
                 "extra": extra,
             }
+            yield with_algorithm(record, settings.device, calls["torch.nn"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks import baselines, shapes
+from benchmarks.algorithms import with_algorithm
 from benchmarks.suites import Record, Settings
 from benchmarks.timing import measure
 
@@ -51,7 +52,7 @@ def _compare(settings: Settings, cell: str, shape: shapes.Shape, mode: str) -> R
         }
     difference = baselines.check(p, calls["fastrnn"](), calls["torch.nn packed"]())
     share = lengths.sum().item() / (shape.steps * shape.batch)
-    return {
+    record: Record = {
         "suite": "ragged",
         "cell": cell,
         "shape": str(shape),
@@ -62,3 +63,4 @@ def _compare(settings: Settings, cell: str, shape: shapes.Shape, mode: str) -> R
         "flops": round(shape.forward_flops(cell) * share) * (3 if mode == "train" else 1),
         "extra": {"share of steps that exist": share},
     }
+    return with_algorithm(record, settings.device, calls["torch.nn packed"])

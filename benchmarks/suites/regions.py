@@ -5,11 +5,10 @@ torch chooses cuDNN's algorithm by type, size and batch; which one that was is r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-
-import torch
+from collections.abc import Iterator
 
 from benchmarks import baselines
+from benchmarks.algorithms import algorithm
 from benchmarks.shapes import Shape
 from benchmarks.suites import Record, Settings
 from benchmarks.suites.headline import compare
@@ -45,27 +44,6 @@ def run(settings: Settings) -> Iterator[Record]:
                     theirs = baselines.inference(p.theirs, p.x)
                 record = compare(settings, p, mode)
                 record["suite"] = "regions"
-                record["algorithm"] = algorithm(kernels_of(theirs))
+                if "algorithm" not in record:
+                    record["algorithm"] = algorithm(theirs)
                 yield record
-
-
-def kernels_of(call: baselines.Call) -> set[str]:
-    """The names of the operators and kernels that a call runs."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-    return {event.name for event in profile.events()}
-
-
-def algorithm(names: Collection[str]) -> str:
-    """Whose kernels these are."""
-    text = " ".join(names).lower()
-    if "persist" in text:
-        return "cuDNN, persistent kernels"
-    if "aten::_cudnn_rnn" in names:
-        return "cuDNN, a product and pointwise kernels per step"
-    if "mkldnn_rnn" in text:
-        return "oneDNN"
-    return "ATen, operations per step"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastrnn
 from benchmarks import baselines, shapes
+from benchmarks.algorithms import with_algorithm
 from benchmarks.suites import Record, Settings
 from benchmarks.timing import measure
 
@@ -41,7 +42,7 @@ def run(settings: Settings) -> Iterator[Record]:
             p = baselines.problem(cell, shape, settings.device, settings.dtype)
             calls = {"fastrnn": _call(p, p.ours, True), "torch.nn": _call(p, p.theirs, False)}
             difference = baselines.check(p, calls["fastrnn"](), calls["torch.nn"]())
-            yield {
+            record: Record = {
                 "suite": "step",
                 "cell": cell,
                 "shape": str(shape),
@@ -50,3 +51,4 @@ def run(settings: Settings) -> Iterator[Record]:
                 "times": measure(calls, settings.device, rounds=settings.rounds),
                 "difference": difference,
             }
+            yield with_algorithm(record, settings.device, calls["torch.nn"])
