@@ -58,19 +58,19 @@ void pack_rows(const Scalar* source, int64_t row_step, int count, int64_t depth,
 // A panel of which rows are adjacent in memory. Rows beyond `count`, those that exist, become 0.
 template <typename Factor, int kWidth, typename Scalar>
 void pack_columns(const Scalar* source, int64_t k_step, int64_t count, int64_t depth, Factor* panel) {
+  using Traits = FactorTraits<Factor>;
   using Acc = typename AccOf<Factor>::type;
-  constexpr int lanes = Vec<Factor>::kLanes, vectors = (kWidth + lanes - 1) / lanes,
-                steps = FactorTraits<Factor>::kSteps;
+  constexpr int lanes = Vec<Factor>::kLanes, vectors = (kWidth + lanes - 1) / lanes, steps = Traits::kSteps;
   for (int64_t k = 0; k < depth; k += steps, source += steps * k_step, panel += kWidth) {
-    const auto pack_vector = [&](int64_t i, auto part) __attribute__((always_inline)) {
-      store(panel + i, FactorTraits<Factor>::across_k(source + i, k_step, depth - k, part), Whole{});
-    };
     if (count >= vectors * lanes) {
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) pack_vector(v * lanes, Whole{});
+      for (int v = 0; v < vectors; ++v)
+        store(panel + v * lanes, Traits::across_k(source + v * lanes, k_step, depth - k, Whole{}), Whole{});
     } else {
       for (int v = 0; v < vectors; ++v) store(panel + v * lanes, Vec<Factor>{}, Whole{});
-      for_each_vector<Acc>(count, pack_vector);
+      for_each_vector<Acc>(count, [&](int64_t i, auto part) {
+        store(panel + i, Traits::across_k(source + i, k_step, depth - k, part), Whole{});
+      });
     }
   }
 }

@@ -75,21 +75,21 @@ class PackedMatrix {
   // Packs `width` output vectors of w [num_gates * num_outputs, num_k]: an output is a row.
   template <typename Scalar>
   void pack_rows(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
+    constexpr int64_t kStep = V::kLanes * Traits::kSteps;
     const int64_t stride = static_cast<int64_t>(width) * num_gates_ * V::kLanes;
     Factor* out = panel(direction, first_vector);
     for (int64_t output = first_vector * V::kLanes; output < (first_vector + width) * V::kLanes; output += V::kLanes) {
       for (int gate = 0; gate < num_gates_; ++gate, out += V::kLanes) {
-        const int64_t count = num_factors<Factor>(num_k_);
-        for (int64_t k = 0; k < count; k += V::kLanes) {
-          with_lanes<Factor>(k / V::kLanes, num_k_, [&](auto lanes) __attribute__((always_inline)) {
+        for (int64_t k = 0; k < num_k_; k += kStep) {
+          with_lanes<Factor>(k / kStep, num_k_, [&](auto lanes) __attribute__((always_inline)) {
             V rows[V::kLanes];
             for (int i = 0; i < V::kLanes; ++i)
-              rows[i] =
-                  output + i < num_outputs_
-                      ? Traits::along_k(w + (gate * num_outputs_ + output + i) * num_k_ + k * Traits::kSteps, lanes)
-                      : V{};
+              rows[i] = output + i < num_outputs_
+                            ? Traits::along_k(w + (gate * num_outputs_ + output + i) * num_k_ + k, lanes)
+                            : V{};
             transpose(rows);
-            for (int64_t i = 0; i < V::kLanes && k + i < count; ++i) store(out + (k + i) * stride, rows[i], Whole{});
+            const int64_t count = num_factors<Factor>(num_k_ - k < kStep ? num_k_ - k : kStep);
+            for (int64_t i = 0; i < count; ++i) store(out + (k / Traits::kSteps + i) * stride, rows[i], Whole{});
           });
         }
       }
