@@ -7,7 +7,7 @@
 //   2. the cell's derivative for the owned units: gate gradients go out, and into the exchange; bias sums are kept,
 //   3. the group's barrier,
 //   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
-//      packed by columns.
+//      packed by columns. Where it multiplies pairs of bfloat16 (factors.h), the gate gradients are rounded for it.
 // The exchange holds two steps, so that one barrier is enough. With a projection, the gradient of h goes through an exchange
 // of its own and a product with W_hr before the cell.
 #pragma once
