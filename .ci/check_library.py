@@ -26,6 +26,7 @@ INSTRUCTIONS = {  # what is counted: a name, and how the instruction begins
     "multiply-add": ("FFMA", "DFMA", "HFMA2"),
     "shared 16 B load": ("LDS.128", "LDSM"),
     "global 16 B load": ("LDG.E.128", "LDGSTS.E.BYPASS.128"),
+    "generic 16 B load": ("LD.E.128",),  # the compiler does not know of which memory
     "push to peer": ("STAS", "ST.E.ASYNC"),
     "local memory": ("LDL", "STL"),
 }

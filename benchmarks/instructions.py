@@ -4,8 +4,10 @@
 
 For the kernels of the tensor cores whose blocks exchange h (teams cluster and grid) it finds the loop over the steps: the outermost
 one with matrix instructions. Within it, chunks of weights in registers are written out one after another, with an exit where a
-warp's share ends; chunks in shared memory, and those read from memory, have a loop each. Counts are of the code, so that of two
-sides of a branch both count; how often a loop runs follows from the plan. Nothing was measured.
+warp's share ends; chunks in shared memory, and those read from memory, have a loop each. In a reduce-scatter every chunk is
+followed by the pushes of its tiles' sums, which run after the last chunk of a group of tiles; where h or gate gradients are
+gathered, pushes stand in loops over the peers. Counts are of the code, so that of two sides of a branch both count; how often a
+loop runs follows from the plan. Nothing was measured.
 """
 
 from __future__ import annotations
@@ -30,17 +32,23 @@ KINDS = {  # what is counted: a name, and the instructions that it matches
     "shared load, narrower": r"LDS(?!\.128|M)|LDSM(?!.*\.4$)",
     "global 16 B load": r"LDG\b.*\.128",
     "global load, narrower": r"LDG\b(?!.*\.128)",
+    "generic 16 B load": r"LD\b.*\.128",
+    "generic load, narrower": r"LD\b(?!.*\.128)",
+    "load of a byte": r"LD[GS]?\b.*\.[US]8",  # one of those above
     "copy to shared": r"LDGSTS",
     "global store": r"STG",
     "barrier": r"BAR\b",
     "mbarrier": r"SYNCS",
-    "push to peer": r"STAS",
+    "16 B push to peer": r"STAS\.128",
+    "push to peer, narrower": r"STAS(?!\.128)",
     "counter": r"REDG?\b|ATOM",
 }
 PARTS = ("once a step", "a chunk from shared memory", "a chunk from memory", "other loops, once each")
 HIDDEN_SIZE, STEPS = 512, 100  # of the reference; its batch is what a team takes
-WARPS = 8  # of a block
+WARPS, LANES = 8, 32  # of a block, of a warp
 WEIGHT_ROWS, SAMPLES, COLUMNS = 16, 8, {"bfloat16": 16, "tf32": 8}  # of a matrix instruction
+SCATTER_TILES = 2  # of weight rows, that a warp multiplies at once in a reduce-scatter
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 
 _NAME = re.compile(
     r"recurrence_(?P<pass>forward|backward)<Tensor<(?:HalfNumber<(?P<half>\w+)> ?|Tf32Number)>, (?P<cell>\w+)Cell, "
@@ -61,6 +69,11 @@ class Step(NamedTuple):
     def register_chunks(self) -> int:
         """How many chunks are written out, for weights in registers."""
         return self.counts[PARTS[0]]["matrix"] // self.matrix_of_a_chunk
+
+    @property
+    def pushes_of_a_chunk(self) -> int:
+        """Of its sums, in a reduce-scatter; else 0."""
+        return self.counts[PARTS[1]]["16 B push to peer"]
 
 
 def _count(instructions: Iterable[Instruction]) -> Counter[str]:
@@ -87,7 +100,8 @@ def step_of(instructions: Sequence[Instruction]) -> Step:
         raise ValueError(f"{len(outermost)} outermost loops have matrix instructions, expected one")
     (step,) = outermost
     of_chunks = [loop for loop in with_matrix if loop < step]
-    from_memory = [loop for loop in of_chunks if has(loop, "global load, narrower")]
+    # the operand, too, may be read by generic loads, but by narrower ones
+    from_memory = [loop for loop in of_chunks if has(loop, "global 16 B load") or has(loop, "generic 16 B load")]
     from_shared = [loop for loop in of_chunks if loop not in from_memory]
     if len(from_shared) != 1 or len(from_memory) != 1:
         raise ValueError(
@@ -101,7 +115,13 @@ def step_of(instructions: Sequence[Instruction]) -> Step:
     written_out, *in_loops = (counts[part]["matrix"] for part in PARTS[:3])
     if in_loops[0] != in_loops[1] or written_out % in_loops[0]:
         raise ValueError(f"{written_out} matrix instructions are written out, the loops over chunks have {in_loops}")
-    return Step(counts)
+    found_step = Step(counts)
+    pushes = [counts[part]["16 B push to peer"] for part in PARTS[:3]]
+    if pushes != [found_step.register_chunks * pushes[1], pushes[1], pushes[1]]:
+        raise ValueError(
+            f"{pushes[0]} pushes are written out for {found_step.register_chunks} chunks, the loops over chunks have {pushes[1:]}"
+        )
+    return found_step
 
 
 class Name(NamedTuple):
@@ -137,7 +157,7 @@ class Name(NamedTuple):
             cell=CELLS[self.cell], scalar=scalar, steps=STEPS, batch=self.batch_tiles * SAMPLES, hidden_size=HIDDEN_SIZE,
             state_size=HIDDEN_SIZE, backward=self.direction == "backward", allows_tf32=tf32, all_plans=True,
         )  # fmt: skip
-        plans = _C.all_plans(request, _C.DeviceLimits(*DEVICES[self.device]))
+        plans = _C.all_plans(request, DEVICES[self.device])
         return next((p for p in plans if (p["team"], p["samples"]) == (self.team, self.batch_tiles * SAMPLES)), None)
 
 
@@ -153,17 +173,22 @@ def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
     plan = name.plan()
     if plan is None:
         return None
-    gates = {"RNN": 1, "LSTM": 4, "GRU": 3}[name.cell]
+    gates = GATES[name.cell]
     rows = gates * HIDDEN_SIZE if name.direction == "forward" else HIDDEN_SIZE
     columns = HIDDEN_SIZE if name.direction == "forward" else gates * HIDDEN_SIZE
     of_instruction = WEIGHT_ROWS * COLUMNS[name.arithmetic]
     least = rows * columns * name.batch_tiles / (of_instruction * plan["team_size"] * WARPS)
-    tiles = math.ceil(rows / (plan["team_size"] * plan["unit_warps"] * WEIGHT_ROWS))  # of weight rows, a warp's
+    of_warps = plan["team_size"] * plan["unit_warps"] * WEIGHT_ROWS
+    tiles = SCATTER_TILES if plan["scatters"] else math.ceil(rows / of_warps)  # of weight rows, in a warp's chunk
     expected = plan["chunks"] * tiles * name.batch_tiles * 2  # a chunk has the columns of two instructions
     in_registers = min(plan["chunks"] - plan["shared_chunks"], step.register_chunks)
     streamed = plan["chunks"] - plan["shared_chunks"] - in_registers
     executed = (in_registers + plan["shared_chunks"] + streamed) * step.matrix_of_a_chunk
     weight_loads = plan["shared_chunks"] * (step.counts[PARTS[1]]["shared 16 B load"] - _operand_loads(name))
+    expected_weight_loads = plan["shared_chunks"] * tiles * 2
+    pushes, pushed = _pushed(name, step, plan)
+    exchanged = plan["exchange_bytes"] if name.team == "cluster" else 0  # a grid's go through L2
+    exchange = [f"{pushes}", f"{pushed}", f"{exchanged}"] if name.team == "cluster" else ["", "", ""]
     cells = [
         f"{name}",
         f"{plan['team_size']} x {plan['unit_warps']} x {plan['splits']}",
@@ -174,15 +199,47 @@ def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
         f"{expected}",
         f"{least:g}",
         f"{weight_loads}",
+        f"{expected_weight_loads}",
+        *exchange,
     ]
-    expected_weight_loads = plan["shared_chunks"] * tiles * 2
-    agrees = (executed, weight_loads, streamed) == (expected, expected_weight_loads, 0)
-    return " | ".join([*cells, f"{expected_weight_loads}"]), agrees
+    no_register_is_idle = plan["shared_chunks"] == 0 or in_registers == step.register_chunks
+    found = (executed, weight_loads, pushed, streamed)
+    agrees = no_register_is_idle and found == (expected, expected_weight_loads, exchanged, 0)
+    return " | ".join(cells), agrees
+
+
+def _pushed(name: Name, step: Step, plan: _C.Plan) -> tuple[int, int]:
+    """Pushes of a warp that pushes at all, in a step without a norm, and the bytes that its block's push."""
+    if name.team != "cluster":
+        return 0, 0
+    if plan["scatters"]:
+        columns = GATES[name.cell] * plan["unit_warps"] * WEIGHT_ROWS  # of the block's units
+        chunks_of_group = math.ceil(columns / (2 * COLUMNS[name.arithmetic]))
+        pushes = plan["chunks"] // chunks_of_group * step.pushes_of_a_chunk
+        return pushes, pushes * WARPS * LANES * 16
+    if name.arithmetic == "bfloat16":  # the threads of a row share the peers
+        pushes = step.counts[PARTS[3]]["16 B push to peer"] * math.ceil(plan["team_size"] / 4)
+        return pushes, pushes * plan["unit_warps"] * LANES * 16
+    of_norm = 1 if name.direction == "backward" else 0
+    pushes = (step.counts[PARTS[3]]["push to peer, narrower"] - of_norm) * plan["team_size"]
+    return pushes, pushes * plan["unit_warps"] * LANES * 8
 
 
 def _operand_loads(name: Name) -> int:
     """16-byte loads of a chunk of the operand, beside those of the weights: ldmatrix, which tf32 cannot use."""
     return name.batch_tiles if name.arithmetic == "bfloat16" else 0
+
+
+def _read_by_bytes(steps: dict[Name, Step]) -> str:
+    """A sentence on kernels that read the operand so."""
+    found = {name: count for name, step in steps.items() if (count := step.counts[PARTS[1]]["load of a byte"])}
+    if not found:
+        return "No chunk's operand is read a byte at a time."
+    arithmetics = " and ".join(sorted({name.arithmetic for name in found}))
+    return (
+        f"{len(found)} kernels, of {arithmetics}, read the operand of a chunk a byte at a time: "
+        f"{min(found.values())} or {max(found.values())} loads where words would be a quarter as many."
+    )
 
 
 def markdown(steps: dict[Name, Step]) -> str:
@@ -209,22 +266,29 @@ a team takes, by the plan for {
     }. `chunks`: a warp's, in registers + in shared memory + from memory. `written
 out` and `in the loop` stand in the code, for the chunks in registers, of which a warp leaves out those beyond its share, and for
 each chunk in shared memory. `executed` follows from them and the chunks; `plan` is what csrc/plan.cpp counts on; `least` is that
-without padding, spread evenly. Without a row: the weights do not fit. Code and plan agree in {
-        sum(agrees for _, agrees in compared)
-    } of
-{len(compared)} rows.
+without padding, spread evenly. `pushes`: to peers, of a warp that owns units or, in the reduce-scatter of LSTM's and GRU's backward
+in a cluster, has tiles; without those of a norm. Their `bytes`, of all warps of a block, stand beside the exchange of the plan,
+which is what a block receives: the same where all blocks own as many units. Grids exchange through L2.
+
+Without a row: the weights do not fit. Code and plan agree in {sum(agrees for _, agrees in compared)} of
+{
+        len(compared)
+    } rows; they also have to agree in that no weights come from memory, and that all registers for weights are in use
+before shared memory is.
 
 {
         _table(
             f"{HEADER} | blocks x unit warps x splits | chunks | matrix: written out | in the loop | executed | plan | least "
-            "| weight loads: executed | plan",
+            "| weight loads: executed | plan | pushes | bytes | plan",
             [row for row, _ in compared],
         )
     }
 ## Of the code
 
 Each instruction once, both sides of branches, subroutines left out. `once a step` has the chunks in registers; `other loops` push
-h to peers, copy it, add the sums of splits and wait.
+h to peers, copy it, add the sums of splits or of a reduce-scatter, and wait. Generic loads are those of which the compiler does not
+know the memory. Loads of a byte are counted a second time.
+{_read_by_bytes(steps)}
 
 {_table(f"{HEADER} | part | {' | '.join(kinds)}", counted)}"""
 

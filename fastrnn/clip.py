@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import numbers
 import types
@@ -33,24 +34,31 @@ def _can_fuse(grads: Sequence[Tensor]) -> bool:
     device = grads[0].device
     if torch.compiler.is_compiling() or device.type not in ("cpu", "cuda") or not _library.is_loaded(device.type):
         return False
-    if len({id(grad) for grad in grads}) < len(grads):  # torch scales such a gradient once for each time it is given
-        return False
-    return all(
+    are_plain = all(
         type(g) is Tensor and g.layout is torch.strided and g.device == device and g.dtype in _FLOATS and _is_dense(g)
         for g in grads
     )
+    return are_plain and not _overlap(grads)
+
+
+def _overlap(grads: Sequence[Tensor]) -> bool:
+    """Whether dense gradients share memory: torch scales it once for each of them."""
+    spans = sorted((grad.data_ptr(), grad.nbytes) for grad in grads)
+    return any(start + size > following for (start, size), (following, _) in itertools.pairwise(spans))
 
 
 def _grads(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _fused_norm(grads: list[Tensor], trust_backward: bool) -> Tensor:
-    """The L2 norm of all gradients together, (), in the dtype that torch's ``get_total_norm`` gives."""
+def _common_dtype(grads: Iterable[Tensor]) -> torch.dtype:
+    """That of torch's ``get_total_norm``."""
+    return functools.reduce(torch.promote_types, (grad.dtype for grad in grads))
+
+
+def _fused_norm(grads: list[Tensor], trust_backward: bool, dtype: torch.dtype) -> Tensor:
+    """The L2 norm of all gradients together, ()."""
     known, unknown = gradient_sums.split(grads) if trust_backward else ([], grads)
-    dtype = grads[0].dtype
-    for grad in grads[1:]:
-        dtype = torch.promote_types(dtype, grad.dtype)
     norm = torch.empty((), dtype=dtype, device=grads[0].device)
     ops.sum_of_squares(unknown, known, norm, root=True)
     return norm
@@ -105,7 +113,7 @@ def clip_grad_norm_(
     if not grads or float(norm_type) != 2.0 or not _can_fuse(grads):
         return nn_utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     with torch.no_grad():
-        norm = _fused_norm(grads, trust_backward)
+        norm = _fused_norm(grads, trust_backward, _common_dtype(grads))
         if error_if_nonfinite and not math.isfinite(float(norm)):
             raise RuntimeError(
                 f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be "
@@ -178,7 +186,8 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
 
     Fused optimizers divide gradients by their ``grad_scale`` as they read them. Before each step this multiplies that scale by
     ``max(1, (norm + 1e-6) / max_norm)``, which is :func:`torch.nn.utils.clip_grad_norm_`; afterwards it restores what was
-    there. After the step ``p.grad`` holds the clipped gradient.
+    there. After the step ``p.grad`` holds the clipped gradient. A copy of the optimizer (``deepcopy``, ``pickle``) does not clip:
+    torch leaves hooks behind.
 
     Mixed precision. With a ``GradScaler`` the norm is that of the unscaled gradients, so ``scaler.unscale_`` is not needed and
     its pass is saved, too; ``rnn.grad_scale`` takes the scale out of ``state_grad_clip`` and the recorded norms::
@@ -237,7 +246,12 @@ def clip_on_step(optimizer: torch.optim.Optimizer, max_norm: float, *, trust_bac
             return
         before = getattr(scaled, "grad_scale", _NOTHING)
         with torch.no_grad():
-            norm = _fused_norm(grads, trust_backward) if _can_fuse(grads) else nn_utils.get_total_norm(grads)
+            # not in 16 bits: the norm of scaled gradients may be infinite there although all of them are finite
+            dtype = torch.promote_types(_common_dtype(grads), torch.float32)
+            if _can_fuse(grads):
+                norm = _fused_norm(grads, trust_backward, dtype)
+            else:
+                norm = nn_utils.get_total_norm([grad.to(dtype) for grad in grads])
             scale = before.to(norm.device) if isinstance(before, Tensor) else None
             handle.norm = norm.to(torch.float32) if scale is None else norm.to(torch.float32) / scale
             divisor = torch.clamp((handle.norm + 1e-6) / float(max_norm), min=1.0)

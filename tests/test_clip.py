@@ -116,6 +116,19 @@ def test_a_parameter_given_twice_counts_twice_as_in_torch():
     torch.testing.assert_close(large[1].grad, large[0].grad)
 
 
+def test_gradients_that_share_memory_count_as_in_torch():
+    shared = torch.randn(300_000)
+
+    def clipped(clip):
+        memory = shared.clone()
+        parameters = [torch.nn.Parameter(torch.zeros(300_000)), torch.nn.Parameter(torch.zeros(300, 500))]
+        parameters[0].grad, parameters[1].grad = memory, memory[100_000:250_000].view(300, 500)
+        return clip(parameters, 1.0), memory
+
+    for got, expected in zip(clipped(fastrnn.clip_grad_norm_), clipped(torch.nn.utils.clip_grad_norm_), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_any_dense_layout_and_strided_views():
     parameters = [nn.Parameter(torch.zeros(6, 4)) for _ in range(3)]
     values = torch.randn(3, 6, 4)

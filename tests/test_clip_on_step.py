@@ -83,6 +83,24 @@ def test_with_a_grad_scaler_the_norm_is_that_of_the_unscaled_gradient(name, unsc
             torch.testing.assert_close(q.grad, p.grad)
 
 
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_scaled_norm_beyond_float16_clips_as_the_unscaled_one(fuses, monkeypatch):
+    if not fuses:
+        monkeypatch.setattr("fastrnn.clip._can_fuse", lambda grads: False)
+    model = fastrnn.GRU(8, 16).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    handle = fastrnn.clip_on_step(optimizer, max_norm=1e4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2048.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler.scale(torch.zeros(()))  # creates the scale
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 8192.0)  # 4 unscaled
+    scaler.step(optimizer)
+    torch.testing.assert_close(handle.norm, torch.tensor(4 * sum(p.numel() for p in before) ** 0.5))
+    for p, old in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p, old - 0.4, atol=1e-3, rtol=1e-3)
+
+
 def test_a_step_that_the_scaler_leaves_out_changes_nothing():
     model = fastrnn.LSTM(5, 7)
     optimizer = make_optimizer("Adam", model)

@@ -18,4 +18,6 @@ def test_all_but_clipping_through_time_break_down_and_that_learns(tmp_path, caps
     assert through_time.accuracy > 0.8
     assert through_time.losses[-1] < 0.8 * through_time.losses[0]
     assert picture.stat().st_size > 10_000
+    accuracies = picture.with_suffix(".txt").read_text()
+    assert all(method in accuracies for method in example.METHODS)
     assert "loss not finite after [1] steps" in capsys.readouterr().out

@@ -20,8 +20,9 @@ int64_t step_cycles(const StepShape& shape, int row_groups, int unit_groups) {
   const int64_t vectors = ceil_div(shape.unit_blocks, unit_groups) * shape.vectors_per_block;
   const int64_t fma = rows * vectors * shape.num_k / kFmasPerCycle;
   const int64_t bytes = vectors * shape.num_k * shape.vector_bytes;
-  // Half of the cache: rows, gates and outputs pass through it too.
-  const int64_t stream = bytes / (bytes <= shape.l2_bytes / 4 * 3 ? kBytesPerCycleL2 : kBytesPerCycleL3);
+  // All of the cache: what rows, gates and outputs push out costs less than a barrier at every step, which is also what suffers
+  // where threads share their cores with other work.
+  const int64_t stream = bytes / (bytes <= shape.l2_bytes ? kBytesPerCycleL2 : kBytesPerCycleL3);
   const int64_t cells = rows * ceil_div(shape.unit_blocks, unit_groups) * (64 / shape.vector_bytes) * kCellCycles;
   const int64_t barrier = unit_groups > 1 ? kBarrierCycles + kBarrierCyclesPerThread * unit_groups : 0;
   return std::max(fma, stream) + cells + barrier;

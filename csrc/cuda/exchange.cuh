@@ -26,7 +26,7 @@ struct GatherRows {
   int first_unit;
   FASTRNN_DEVICE WeightRun<Scalar> operator()(int, int half, int row) const {
     const int unit = first_unit + Lane::of_thread().group + 8 * half;
-    if (unit >= hidden_size) return {nullptr, 1, 0};
+    if (unit >= hidden_size) return {w_hh, 1, 0};
     return {w_hh + static_cast<int64_t>(row) * hidden_size + unit, hidden_size, num_rows - row};
   }
 };
@@ -116,7 +116,7 @@ struct ScatterRows {
     for (; k >= num_units; k -= num_units) ++gate;
     const int unit = first_unit + k;
     const int target = first_target + (group * kScatterTiles + tile) * kTileRows + Lane::of_thread().group + 8 * half;
-    if (target >= hidden_size || gate >= num_gates) return {nullptr, 1, 0};
+    if (target >= hidden_size || gate >= num_gates) return {w_hh, 1, 0};
     return {w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size + target, hidden_size,
             hidden_size - unit};
   }

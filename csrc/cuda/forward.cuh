@@ -48,7 +48,7 @@ struct ForwardRows {
     return Tiles::kPaired ? run(2 * in_group + half, unit, column) : run(in_group, unit + 8 * half, column);
   }
   FASTRNN_DEVICE WeightRun<Scalar> run(int gate, int unit, int column) const {
-    if (unit >= hidden_size) return {nullptr, 1, 0};
+    if (unit >= hidden_size) return {w_hh, 1, 0};
     return {w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size + column, 1, hidden_size - column};
   }
 };

@@ -188,7 +188,10 @@ struct Tf32Number {
     const Lane lane = Lane::of_thread();
     FragmentInputs inputs;
     FASTRNN_UNROLL
-    for (int i = 0; i < 4; ++i) memcpy(&inputs.word[i], x + (i * 4 + lane.quad) * kTileBatch + lane.group, 4);
+    for (int i = 0; i < 4; ++i) {
+      const float value = x[(i * 4 + lane.quad) * kTileBatch + lane.group];
+      memcpy(&inputs.word[i], &value, 4);
+    }
     return inputs;
   }
   FASTRNN_DEVICE static void multiply_add(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
