@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["buffer", "gemm_portable", "gemm_avx2", "gemm_avx512", "isa", "matmul", "team", "workspace"]
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
+SOURCES = ["buffer", "isa", "matmul", "pages", "team", *(f"gemm_{isa}" for isa in ISAS)]
 COMPILER = os.environ.get("CXX", "g++")
 # Not -march=native: each file chooses its instruction set itself.
 FLAGS = ["-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
@@ -52,7 +53,7 @@ def skip_unless_supported(program: Path, isa: str) -> None:
 
 
 @pytest.mark.parametrize("caches", ["tiny", "usual"])
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_products_of_every_layout_and_type_are_within_the_error_bound(build, isa, caches):
     program = build / "gemm_test"
     skip_unless_supported(program, isa)
@@ -67,7 +68,7 @@ def test_an_instruction_set_that_does_not_exist_is_refused_by_name(build):
     assert "FASTRNN_CPU_ISA is 'mmx', but this CPU runs: portable" in result.stderr
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS[1:])
 def test_no_code_of_an_instruction_set_can_be_merged_into_code_for_every_cpu(build, isa):
     # A weak symbol outside of the set's own namespace (a template of the standard library, say) may be the one that the linker
     # keeps for the portable code as well.

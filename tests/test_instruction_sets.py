@@ -15,7 +15,7 @@ from fastrnn import _library
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX", "g++")
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 LEAST_TESTS = 20
 
 needs_cpu = pytest.mark.skipif(not _library.is_loaded("cpu"), reason="the CPU operators are not built")

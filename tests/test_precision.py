@@ -90,3 +90,19 @@ def test_weights_in_float32_are_cast_and_get_float32_gradients(backend, device, 
     for name, grad, rounded in zip(low.names()[-len(grads) :], grads, expected, strict=True):
         assert grad.dtype == torch.float32
         torch.testing.assert_close(grad.to(dtype), rounded, rtol=0, atol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("hidden_size", [11, 18])
+def test_infinity_and_nan_reach_the_later_steps_of_their_own_sample_alone(backend, device, dtype, hidden_size):
+    layer = make_layer(Case("rnn_relu", batch=5, hidden_size=hidden_size, input_size=6), dtype, device)
+    # Positive, so that infinity meets no other sign.
+    layer.weights = [w.abs() for w in layer.weights]
+    layer.h0 = layer.h0.abs()
+    layer.x[1, 1, 5], layer.x[1, 3, 0] = torch.inf, torch.nan
+    y, h_n = layer.apply(backend)
+    assert y[:1].isfinite().all()
+    assert y[1:, [0, 2, 4]].isfinite().all()
+    assert y[1:, 1].isposinf().all()
+    assert y[1:, 3].isnan().all()
+    torch.testing.assert_close(h_n[0], y[-1], rtol=0, atol=0, equal_nan=True)

@@ -35,6 +35,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       Base::state_mask_;
   using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_;
   using typename Base::Acc;
+  using typename Base::Factor;
   using typename Base::V;
 
  public:
@@ -51,7 +52,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     Acc factor;
   };
 
-  BackwardSequence(const Recurrence<Acc>& job, const BackwardParams& params, int64_t d, const Member& member,
+  BackwardSequence(const Recurrence<Factor>& job, const BackwardParams& params, int64_t d, const Member& member,
                    int thread, StepRow* rows, Record* records, BiasSums<Acc> bias)
       : Base(job, d, member, thread, params.mask, params.dropout_site),
         p_(params),

@@ -1,11 +1,9 @@
-// Chooses the instruction set.
+// The engine of the instruction set that runs.
 #include "engine.h"
 
 #include <unistd.h>
 
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
+#include "isa.h"
 
 namespace fastrnn::cpu {
 
@@ -18,43 +16,25 @@ FASTRNN_DECLARE_ENGINE(portable)
 #if defined(__x86_64__)
 FASTRNN_DECLARE_ENGINE(avx2)
 FASTRNN_DECLARE_ENGINE(avx512)
+FASTRNN_DECLARE_ENGINE(avx512_bf16)
 #endif
 
 namespace {
 
 struct Engine {
-  const char* isa;
-  bool available;
   void (*forward)(const ForwardParams&, int, int64_t);
   void (*backward)(const BackwardParams&, int, int64_t);
 };
 
-const Engine& choose_engine() {
-  // The best first.
-  static const Engine engines[] = {
+Engine engine_for(ScalarKind scalar) {
+  switch (isa_for(scalar)) {
 #if defined(__x86_64__)
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl"),
-       avx512::recurrence_forward, avx512::recurrence_backward},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-       avx2::recurrence_forward, avx2::recurrence_backward},
+    case Isa::kAvx512Bf16: return {avx512_bf16::recurrence_forward, avx512_bf16::recurrence_backward};
+    case Isa::kAvx512: return {avx512::recurrence_forward, avx512::recurrence_backward};
+    case Isa::kAvx2: return {avx2::recurrence_forward, avx2::recurrence_backward};
 #endif
-      {"portable", true, portable::recurrence_forward, portable::recurrence_backward},
-  };
-  const char* const wanted = std::getenv("FASTRNN_CPU_ISA");
-  std::string available;
-  for (const Engine& engine : engines) {
-    if (!engine.available) continue;
-    if (!wanted || !*wanted || engine.isa == std::string(wanted)) return engine;
-    available += (available.empty() ? "" : ", ") + std::string(engine.isa);
+    default: return {portable::recurrence_forward, portable::recurrence_backward};
   }
-  throw std::runtime_error("FASTRNN_CPU_ISA is '" + std::string(wanted) + "', but this CPU runs: " + available);
-}
-
-const Engine& engine() {
-  static const Engine& chosen = choose_engine();
-  return chosen;
 }
 
 // Of one core. Unknown to some virtual machines.
@@ -72,13 +52,13 @@ int64_t l2_bytes() {
 }  // namespace
 
 void recurrence_forward(const ForwardParams& params, int num_threads) {
-  engine().forward(params, num_threads, l2_bytes());
+  engine_for(params.shape.scalar).forward(params, num_threads, l2_bytes());
 }
 
 void recurrence_backward(const BackwardParams& params, int num_threads) {
-  engine().backward(params, num_threads, l2_bytes());
+  engine_for(params.shape.scalar).backward(params, num_threads, l2_bytes());
 }
 
-const char* isa() { return engine().isa; }
+const char* isa() { return isa_name(selected_isa()); }
 
 }  // namespace fastrnn::cpu

@@ -10,8 +10,8 @@ namespace fastrnn::cpu {
 void recurrence_forward(const ForwardParams& params, int num_threads);
 void recurrence_backward(const BackwardParams& params, int num_threads);
 
-// "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA asks for.
-// Throws std::runtime_error, naming what the CPU has, where the variable asks for what it cannot run.
+// "avx512_bf16", "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA
+// asks for. Throws std::runtime_error, naming what the CPU has, where the variable asks for what it cannot run.
 const char* isa();
 
 }  // namespace fastrnn::cpu

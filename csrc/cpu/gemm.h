@@ -18,7 +18,8 @@ void multiply_in_parts(const MatmulParams& p, int64_t num_threads) {
     part.m = least(part_rows, p.m - row);
     part.a = static_cast<const Scalar*>(p.a) + row * p.a_row;
     part.out = static_cast<Scalar*>(p.out) + row * p.out_row;
-    Product<Scalar> product(part, choose_blocks<float>(part.m, p.n, p.k, num_threads), sums.as<float>());
+    Product<Scalar> product(part, choose_blocks<typename FactorOf<Scalar>::type>(part.m, p.n, p.k, num_threads),
+                            sums.as<float>());
     run_team(product, static_cast<int>(num_threads));
     if (p.squares) *p.squares += product.sum_of_squares();
   }
@@ -34,7 +35,7 @@ void multiply(const MatmulParams& p, int num_threads) {
     if (p.squares) *p.squares += sum_of_squares(static_cast<const Scalar*>(p.out), p.m, p.out_row, p.n);
     return;
   }
-  const Blocks blocks = choose_blocks<Acc>(p.m, p.n, p.k, threads);
+  const Blocks blocks = choose_blocks<typename FactorOf<Scalar>::type>(p.m, p.n, p.k, threads);
   if constexpr (!std::is_same_v<Scalar, Acc>)
     if (blocks.depth < p.k) return multiply_in_parts<Scalar>(p, threads);
   Product<Scalar> product(p, blocks, nullptr);
@@ -44,12 +45,16 @@ void multiply(const MatmulParams& p, int num_threads) {
 
 void matmul(const MatmulParams& p, int num_threads) {
   if (p.m <= 0 || p.n <= 0) return;
+#if defined(FASTRNN_AVX512_BF16)  // no other type comes here (isa_for)
+  multiply<Bfloat16>(p, num_threads);
+#else
   switch (p.scalar) {
     case ScalarKind::kFloat: return multiply<float>(p, num_threads);
     case ScalarKind::kDouble: return multiply<double>(p, num_threads);
     case ScalarKind::kHalf: return multiply<Half>(p, num_threads);
     case ScalarKind::kBfloat16: return multiply<Bfloat16>(p, num_threads);
   }
+#endif
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -34,10 +34,11 @@ struct Blocks {
 };
 
 // `depth`, which decides the order of the sums, does not depend on num_threads.
-template <typename Acc>
+template <typename Factor>
 Blocks choose_blocks(int64_t m, int64_t n, int64_t k, int64_t num_threads) {
-  constexpr int64_t kRows = kTileRows, kColumns = kTileColumns<Acc>, size = sizeof(Acc);
-  constexpr int64_t kSharedParts = 16;     // most of packed b, in L2 sizes
+  constexpr int64_t kRows = kTileRows, kColumns = kTileColumns<typename AccOf<Factor>::type>;
+  constexpr int64_t size = sizeof(Factor) / FactorTraits<Factor>::kSteps;  // of one step of k
+  constexpr int64_t kSharedParts = 16;                                     // most of packed b, in L2 sizes
   constexpr int64_t kRowsFirstDepth = 64;  // up to where writing the output is what takes the time
   const CacheSizes cache = cache_sizes();
   Blocks blocks;

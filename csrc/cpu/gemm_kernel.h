@@ -1,7 +1,7 @@
 // The register tile: up to kTileRows rows times one or two vectors of columns of the output, summed over `depth`.
 #pragma once
 
-#include "simd.h"
+#include "factors.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -12,11 +12,12 @@ template <typename Acc>
 constexpr int kTileColumns = kTileVectors * Vec<Acc>::kLanes;
 
 // c = a^T b (+ c, if add) (+ bias) for tiles side by side: few steps of k would not be worth a call each.
-template <typename Acc>
+template <typename Factor>
 struct TileRun {
-  int64_t depth;
-  const Acc* a;     // [depth, kTileRows]
-  const Acc* b;     // [tiles][depth, kTileColumns]
+  using Acc = typename AccOf<Factor>::type;
+  int64_t depth;    // in factors
+  const Factor* a;  // [depth, kTileRows]
+  const Factor* b;  // [tiles][depth, kTileColumns]
   int64_t b_panel;  // elements from one tile's b to the next one's
   int64_t tiles;
   Acc* c;
@@ -25,13 +26,14 @@ struct TileRun {
   const Acc* bias;  // a value for each column, may be nullptr
 };
 
-template <typename Acc, int kRows, int kVectors>
-void multiply_tiles(const TileRun<Acc>& run) {
+template <typename Factor, int kRows, int kVectors>
+void multiply_tiles(const TileRun<Factor>& run) {
+  using Acc = typename AccOf<Factor>::type;
   using V = Vec<Acc>;
   const int64_t depth = run.depth, c_row = run.c_row;
   for (int64_t tile = 0; tile < run.tiles; ++tile) {
-    const Acc* a = run.a;
-    const Acc* b = run.b + tile * run.b_panel;
+    const Factor* a = run.a;
+    const Factor* b = run.b + tile * run.b_panel;
     Acc* const c = run.c + tile * kTileColumns<Acc>;
     V sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -42,14 +44,14 @@ void multiply_tiles(const TileRun<Acc>& run) {
     }
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k, a += kTileRows, b += kTileColumns<Acc>) {
-      V column[kVectors];
+      Vec<Factor> column[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) column[v] = load(b + v * V::kLanes, Whole{});
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const V row = a[r];
+        const Vec<Factor> row = a[r];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += row * column[v];
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(row, column[v], sum[r][v]);
       }
     }
     if (run.bias) {
@@ -73,15 +75,15 @@ void multiply_tiles(const TileRun<Acc>& run) {
   }
 }
 
-template <typename Acc>
-using TileFunction = void (*)(const TileRun<Acc>&);
+template <typename Factor>
+using TileFunction = void (*)(const TileRun<Factor>&);
 
 // multiply_tiles for so many rows and vectors, each counted from 1.
-template <typename Acc, int kRows = kTileRows>
-TileFunction<Acc> tile_function(int64_t rows, int64_t vectors) {
+template <typename Factor, int kRows = kTileRows>
+TileFunction<Factor> tile_function(int64_t rows, int64_t vectors) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return tile_function<Acc, kRows - 1>(rows, vectors);
-  return vectors == 1 ? multiply_tiles<Acc, kRows, 1> : multiply_tiles<Acc, kRows, 2>;
+    if (rows < kRows) return tile_function<Factor, kRows - 1>(rows, vectors);
+  return vectors == 1 ? multiply_tiles<Factor, kRows, 1> : multiply_tiles<Factor, kRows, 2>;
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,7 +1,8 @@
-// Packing: an operand becomes panels of kWidth rows in the accumulator type, [depth, kWidth] each: what the register tile reads
-// in order. "Rows" are those of a; for b they are its columns.
+// Packing: an operand becomes panels of kWidth rows of factors (factors.h), [depth, kWidth] each: what the register tile reads in
+// order. "Rows" are those of a; for b they are its columns.
 #pragma once
 
+#include "factors.h"
 #include "gemm_transpose.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -17,73 +18,81 @@ struct Operand {
 
 // Elements from one panel to the next. The gap takes what a panel's last vector writes too much, and keeps panels of a depth
 // that is a power of two from falling on the same lines of the cache.
-template <typename Acc, int kWidth>
+template <typename Factor, int kWidth>
 constexpr int64_t panel_size(int64_t depth) {
-  constexpr int64_t line = 64 / sizeof(Acc);
-  return (depth * kWidth + line - 1) / line * line + line;
+  constexpr int64_t line = 64 / sizeof(Factor);
+  return (num_factors<Factor>(depth) * kWidth + line - 1) / line * line + line;
 }
 
-// Calls function(index, lanes) for each vector of `count` elements: Whole{}, and Part for the last where it is one.
-template <typename Acc, typename Function>
+// Calls function(index, lanes) for each vector of `count` elements: Whole{}, and Part for the last where it is one. An element
+// is a value, or a step of k: a factor has one or two.
+template <typename Factor, typename Function>
 FASTRNN_INLINE void for_each_vector(int64_t count, Function function) {
-  constexpr int lanes = Vec<Acc>::kLanes;
+  constexpr int lanes = Vec<Factor>::kLanes * FactorTraits<Factor>::kSteps;
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) function(i, Whole{});
   if (i < count) function(i, Part{static_cast<int>(count - i)});
 }
 
 // A panel of which k is adjacent in memory. Rows beyond `count` become copies of the last.
-template <typename Acc, int kWidth, typename Scalar>
-void pack_rows(const Scalar* source, int64_t row_step, int count, int64_t depth, Acc* panel) {
-  constexpr int lanes = Vec<Acc>::kLanes;
-  for_each_vector<Acc>(depth, [&](int64_t k, auto part) __attribute__((always_inline)) {
+template <typename Factor, int kWidth, typename Scalar>
+void pack_rows(const Scalar* source, int64_t row_step, int count, int64_t depth, Factor* panel) {
+  using Traits = FactorTraits<Factor>;
+  constexpr int lanes = Vec<Factor>::kLanes;
+  for_each_vector<Factor>(depth, [&](int64_t k, auto part) __attribute__((always_inline)) {
     // The last rows go first: what they write past the panel's width is the next k's first rows, or the gap.
     for (int first = (kWidth - 1) / lanes * lanes; first >= 0; first -= lanes) {
-      Vec<Acc> square[lanes];
+      Vec<Factor> square[lanes];
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i)
-        square[i] = load(source + (first + i < count ? first + i : count - 1) * row_step + k, part);
-      transpose<Acc>(square);
-      int steps = lanes;
-      if constexpr (std::is_same_v<decltype(part), Part>) steps = part.lanes;
+        square[i] = Traits::along_k(source + (first + i < count ? first + i : count - 1) * row_step + k, part);
+      transpose<Factor>(square);
+      int factors = lanes;
+      if constexpr (std::is_same_v<decltype(part), Part>) factors = static_cast<int>(num_factors<Factor>(part.lanes));
 #pragma GCC unroll 16
-      for (int i = 0; i < steps; ++i) store(panel + (k + i) * kWidth + first, square[i], Whole{});
+      for (int i = 0; i < factors; ++i) store(panel + (k / Traits::kSteps + i) * kWidth + first, square[i], Whole{});
     }
   });
 }
 
 // A panel of which rows are adjacent in memory. Rows beyond `count`, those that exist, become 0.
-template <typename Acc, int kWidth, typename Scalar>
-void pack_columns(const Scalar* source, int64_t k_step, int64_t count, int64_t depth, Acc* panel) {
-  constexpr int lanes = Vec<Acc>::kLanes, vectors = (kWidth + lanes - 1) / lanes;
-  for (int64_t k = 0; k < depth; ++k, source += k_step, panel += kWidth) {
+template <typename Factor, int kWidth, typename Scalar>
+void pack_columns(const Scalar* source, int64_t k_step, int64_t count, int64_t depth, Factor* panel) {
+  using Traits = FactorTraits<Factor>;
+  using Acc = typename AccOf<Factor>::type;
+  constexpr int lanes = Vec<Factor>::kLanes, vectors = (kWidth + lanes - 1) / lanes, steps = Traits::kSteps;
+  for (int64_t k = 0; k < depth; k += steps, source += steps * k_step, panel += kWidth) {
     if (count >= vectors * lanes) {
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) store(panel + v * lanes, load(source + v * lanes, Whole{}), Whole{});
+      for (int v = 0; v < vectors; ++v)
+        store(panel + v * lanes, Traits::across_k(source + v * lanes, k_step, depth - k, Whole{}), Whole{});
     } else {
-      for (int v = 0; v < vectors; ++v) store(panel + v * lanes, Vec<Acc>(0), Whole{});
-      for_each_vector<Acc>(count, [&](int64_t i, auto part) { store(panel + i, load(source + i, part), Whole{}); });
+      for (int v = 0; v < vectors; ++v) store(panel + v * lanes, Vec<Factor>{}, Whole{});
+      for_each_vector<Acc>(count, [&](int64_t i, auto part) {
+        store(panel + i, Traits::across_k(source + i, k_step, depth - k, part), Whole{});
+      });
     }
   }
 }
 
 // Rows [first, last) at depth [k, k + depth) into consecutive panels. `out` has panel_size for each.
-template <typename Acc, int kWidth, typename Scalar>
-void pack(const Operand<Scalar>& x, int64_t first, int64_t last, int64_t k, int64_t depth, Acc* out) {
-  constexpr int64_t kSlab = 8;  // steps of k whose cache lines are held while all panels take their part of them
-  const int64_t size = panel_size<Acc, kWidth>(depth);
+template <typename Factor, int kWidth, typename Scalar>
+void pack(const Operand<Scalar>& x, int64_t first, int64_t last, int64_t k, int64_t depth, Factor* out) {
+  constexpr int64_t kSlab =
+      8;  // steps of k, whole factors, whose cache lines are held while all panels take their part of them
+  const int64_t size = panel_size<Factor, kWidth>(depth);
   if (x.k_step == 1) {
     for (int64_t row = first; row < last; row += kWidth, out += size)
-      pack_rows<Acc, kWidth>(x.at(row, k), x.row_step, static_cast<int>(last - row < kWidth ? last - row : kWidth),
-                             depth, out);
+      pack_rows<Factor, kWidth>(x.at(row, k), x.row_step, static_cast<int>(last - row < kWidth ? last - row : kWidth),
+                                depth, out);
     return;
   }
   for (int64_t slab = 0; slab < depth; slab += kSlab) {
     const int64_t steps = depth - slab < kSlab ? depth - slab : kSlab;
-    Acc* panel = out + slab * kWidth;
+    Factor* panel = out + slab / FactorTraits<Factor>::kSteps * kWidth;
     // What a panel's last step writes too much is its first of the next slab, which comes later, or the gap.
     for (int64_t row = first; row < last; row += kWidth, panel += size)
-      pack_columns<Acc, kWidth>(x.at(row, k + slab), x.k_step, x.rows - row, steps, panel);
+      pack_columns<Factor, kWidth>(x.at(row, k + slab), x.k_step, x.rows - row, steps, panel);
   }
 }
 

@@ -52,6 +52,8 @@ double sum_of_squares(const Scalar* out, int64_t rows, int64_t row_step, int64_t
 template <typename Scalar>
 class Product final : public TeamJob {
   using Acc = typename AccOf<Scalar>::type;
+  using Factor = typename FactorOf<Scalar>::type;
+  static_assert(sizeof(Factor) == sizeof(Acc), "they share a workspace that is counted in Acc");
   static constexpr int64_t kColumns = kTileColumns<Acc>;
   static constexpr bool kSumsInOutput = std::is_same_v<Scalar, Acc>;
 
@@ -76,9 +78,9 @@ class Product final : public TeamJob {
     barrier_.set_size(num_threads);
     const bool has_bias = p_.bias[0] || p_.bias[1];
     const int64_t bias_size = has_bias ? round_up(p_.n, kColumns) : 0;
-    const int64_t b_panel = panel_size<Acc, kColumns>(blocks_.depth);
+    const int64_t b_panel = panel_size<Factor, kColumns>(blocks_.depth);
     const int64_t shared_size = blocks_.share_b ? ceil_div(blocks_.columns, kColumns) * b_panel : 0;
-    a_size_ = ceil_div(blocks_.strip_rows, kTileRows) * panel_size<Acc, kTileRows>(blocks_.depth);
+    a_size_ = ceil_div(blocks_.strip_rows, kTileRows) * panel_size<Factor, kTileRows>(blocks_.depth);
     own_b_size_ = blocks_.share_b ? 0 : b_panel;
     thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
     const int64_t size = bias_size + shared_size + num_threads * thread_size_;
@@ -87,14 +89,14 @@ class Product final : public TeamJob {
     squares_ = workspace_.as<double>();
     Acc* const memory = reinterpret_cast<Acc*>(squares_ + squares_size);
     bias_ = has_bias ? memory : nullptr;
-    shared_b_ = memory + bias_size;
+    shared_b_ = reinterpret_cast<Factor*>(memory + bias_size);
     thread_memory_ = shared_b_ + shared_size;
     if (has_bias) sum_biases<Acc, Scalar>(p_.bias, p_.n, bias_size, bias_);
   }
 
   void work(int thread) override {
     const int64_t num_tasks = blocks_.num_strips * blocks_.num_groups;
-    Acc* const memory = thread_memory_ + thread * thread_size_;
+    Factor* const memory = thread_memory_ + thread * thread_size_;
     for (int64_t column = 0; column < p_.n; column += blocks_.columns) {
       for (int64_t k = 0; k == 0 || k < p_.k; k += blocks_.depth) {
         const Round round{k, least(blocks_.depth, p_.k - k), column, least(p_.n, column + blocks_.columns)};
@@ -126,22 +128,23 @@ class Product final : public TeamJob {
   void pack_shared(const Round& round, int64_t thread) {
     const int64_t num_panels = ceil_div(round.last_column - round.column, kColumns);
     const int64_t first = num_panels * thread / num_threads_, last = num_panels * (thread + 1) / num_threads_;
-    pack<Acc, kColumns>(b_, round.column + first * kColumns, least(round.last_column, round.column + last * kColumns),
-                        round.k, round.depth, shared_b_ + first * panel_size<Acc, kColumns>(round.depth));
+    pack<Factor, kColumns>(b_, round.column + first * kColumns,
+                           least(round.last_column, round.column + last * kColumns), round.k, round.depth,
+                           shared_b_ + first * panel_size<Factor, kColumns>(round.depth));
   }
 
-  void run_task(const Round& round, int64_t strip, int64_t group, bool pack_a, Acc* memory) {
+  void run_task(const Round& round, int64_t strip, int64_t group, bool pack_a, Factor* memory) {
     const auto [first_tile, last_tile] = share_of(ceil_div(p_.m, kTileRows), blocks_.num_strips, strip);
     const int64_t first_row = first_tile * kTileRows, last_row = least(p_.m, last_tile * kTileRows);
     const int64_t num_panels = ceil_div(round.last_column - round.column, kColumns);
     const auto [first_panel, last_panel] = share_of(num_panels, blocks_.num_groups, group);
     const int64_t first = round.column + first_panel * kColumns;
     const int64_t last = least(round.last_column, round.column + last_panel * kColumns);
-    if (pack_a) pack<Acc, kTileRows>(a_, first_row, last_row, round.k, round.depth, memory);
-    Acc* const own_b = memory + a_size_;
-    Acc* const tile = own_b + own_b_size_;
-    const auto multiply_rows = [&](int64_t row, int64_t column, int64_t last_column, const Acc* b) {
-      const Acc* const a = memory + (row - first_row) / kTileRows * panel_size<Acc, kTileRows>(round.depth);
+    if (pack_a) pack<Factor, kTileRows>(a_, first_row, last_row, round.k, round.depth, memory);
+    Factor* const own_b = memory + a_size_;
+    Acc* const tile = reinterpret_cast<Acc*>(own_b + own_b_size_);
+    const auto multiply_rows = [&](int64_t row, int64_t column, int64_t last_column, const Factor* b) {
+      const Factor* const a = memory + (row - first_row) / kTileRows * panel_size<Factor, kTileRows>(round.depth);
       multiply(round, row, least(kTileRows, last_row - row), column, last_column, a, b, tile);
     };
     if (blocks_.rows_first) {
@@ -151,30 +154,30 @@ class Product final : public TeamJob {
     }
     for (int64_t column = first; column < last; column += kColumns) {
       const int64_t last_column = least(last, column + kColumns);
-      if (!blocks_.share_b) pack<Acc, kColumns>(b_, column, last_column, round.k, round.depth, own_b);
-      const Acc* const b = blocks_.share_b ? shared_panel(round, column) : own_b;
+      if (!blocks_.share_b) pack<Factor, kColumns>(b_, column, last_column, round.k, round.depth, own_b);
+      const Factor* const b = blocks_.share_b ? shared_panel(round, column) : own_b;
       for (int64_t row = first_row; row < last_row; row += kTileRows) multiply_rows(row, column, last_column, b);
     }
   }
 
-  const Acc* shared_panel(const Round& round, int64_t column) const {
-    return shared_b_ + (column - round.column) / kColumns * panel_size<Acc, kColumns>(round.depth);
+  const Factor* shared_panel(const Round& round, int64_t column) const {
+    return shared_b_ + (column - round.column) / kColumns * panel_size<Factor, kColumns>(round.depth);
   }
 
   // A round's part of `rows` rows, up to kTileRows, and columns [first, last), a multiple of kColumns but for the output's last.
   // Tiles that are whole go to where the sums are kept; others, and those that must be rounded, are finished in `tile`.
-  void multiply(const Round& round, int64_t row, int64_t rows, int64_t first, int64_t last, const Acc* a, const Acc* b,
-                Acc* tile) const {
+  void multiply(const Round& round, int64_t row, int64_t rows, int64_t first, int64_t last, const Factor* a,
+                const Factor* b, Acc* tile) const {
     const bool first_round = round.k == 0, last_round = round.k + round.depth == p_.k;
-    const int64_t b_panel = panel_size<Acc, kColumns>(round.depth);
+    const int64_t b_panel = panel_size<Factor, kColumns>(round.depth), depth = num_factors<Factor>(round.depth);
     Scalar* const out = static_cast<Scalar*>(p_.out) + row * p_.out_row;
     const Acc* const bias = bias_ && first_round ? bias_ : nullptr;
     int64_t column = first;
     if constexpr (kSumsInOutput) {
       const int64_t tiles = (last - first) / kColumns;
       if (tiles > 0)
-        tile_function<Acc>(rows, kTileVectors)({round.depth, a, b, b_panel, tiles, out + first, p_.out_row,
-                                                p_.accumulate || !first_round, bias ? bias + first : nullptr});
+        tile_function<Factor>(rows, kTileVectors)({depth, a, b, b_panel, tiles, out + first, p_.out_row,
+                                                   p_.accumulate || !first_round, bias ? bias + first : nullptr});
       column += tiles * kColumns;
       b += tiles * b_panel;
     }
@@ -182,8 +185,8 @@ class Product final : public TeamJob {
       const int64_t columns = least(kColumns, last - column);
       Acc* const own = sums_ ? sums_ + row * sums_row(p_.n) + column : tile;
       const int64_t own_row = sums_ ? sums_row(p_.n) : kColumns;
-      tile_function<Acc>(rows, ceil_div(columns, Vec<Acc>::kLanes))(
-          {round.depth, a, b, 0, 1, own, own_row, sums_ && !first_round, bias ? bias + column : nullptr});
+      tile_function<Factor>(rows, ceil_div(columns, Vec<Acc>::kLanes))(
+          {depth, a, b, 0, 1, own, own_row, sums_ && !first_round, bias ? bias + column : nullptr});
       if (sums_ && !last_round) continue;
       const bool add = p_.accumulate || (!sums_ && !first_round);
       for (int64_t r = 0; r < rows; ++r) add_to_row(own + r * own_row, columns, out + r * p_.out_row + column, add);
@@ -202,8 +205,8 @@ class Product final : public TeamJob {
   Buffer workspace_;
   double* squares_ = nullptr;  // [row tiles, column tiles]: sums of squares, if they are asked for
   Acc* bias_ = nullptr;        // [n] as accumulators, padded to whole tiles; nullptr: none
-  Acc* shared_b_ = nullptr;
-  Acc* thread_memory_ = nullptr;  // for each thread: a strip of a, a panel of b, a tile
+  Factor* shared_b_ = nullptr;
+  Factor* thread_memory_ = nullptr;  // for each thread: a strip of a, a panel of b, a tile
   int64_t thread_size_ = 0, a_size_ = 0, own_b_size_ = 0;
   alignas(64) std::atomic<int64_t> next_task_{0};
   Barrier barrier_;

@@ -7,7 +7,7 @@
 namespace fastrnn::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
 
 bool runs(Isa isa) {
 #if defined(__x86_64__)
@@ -18,6 +18,7 @@ bool runs(Isa isa) {
     case Isa::kAvx512:
       return runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16: return runs(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 #else
@@ -48,11 +49,17 @@ Isa selected_isa() {
   return isa;
 }
 
+Isa isa_for(ScalarKind scalar) {
+  const Isa isa = selected_isa();
+  return isa == Isa::kAvx512Bf16 && scalar != ScalarKind::kBfloat16 ? Isa::kAvx512 : isa;
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kPortable: return "portable";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Bf16: return "avx512_bf16";
   }
   return "unknown";
 }

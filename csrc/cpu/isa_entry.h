@@ -22,12 +22,16 @@ void run_with_scalar(const Params& params, int num_threads, int64_t l2_bytes) {
 
 template <template <typename, typename> class Job, typename Params>
 void run(const Params& params, int num_threads, int64_t l2_bytes) {
+#if defined(FASTRNN_AVX512_BF16)  // no other type comes here (isa_for)
+  run_with_scalar<Job, Bfloat16>(params, num_threads, l2_bytes);
+#else
   switch (params.shape.scalar) {
     case ScalarKind::kFloat: return run_with_scalar<Job, float>(params, num_threads, l2_bytes);
     case ScalarKind::kDouble: return run_with_scalar<Job, double>(params, num_threads, l2_bytes);
     case ScalarKind::kHalf: return run_with_scalar<Job, Half>(params, num_threads, l2_bytes);
     case ScalarKind::kBfloat16: return run_with_scalar<Job, Bfloat16>(params, num_threads, l2_bytes);
   }
+#endif
 }
 
 void recurrence_forward(const ForwardParams& params, int num_threads, int64_t l2_bytes) {

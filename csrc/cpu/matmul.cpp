@@ -14,11 +14,15 @@ void matmul(const MatmulParams& params, int num_threads);
 namespace avx512 {
 void matmul(const MatmulParams& params, int num_threads);
 }
+namespace avx512_bf16 {
+void matmul(const MatmulParams& params, int num_threads);
+}
 #endif
 
 void matmul(const MatmulParams& params, int num_threads) {
-  switch (selected_isa()) {
+  switch (isa_for(params.scalar)) {
 #if defined(__x86_64__)
+    case Isa::kAvx512Bf16: return avx512_bf16::matmul(params, num_threads);
     case Isa::kAvx512: return avx512::matmul(params, num_threads);
     case Isa::kAvx2: return avx2::matmul(params, num_threads);
 #endif

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "buffer.h"
-#include "simd.h"
+#include "factors.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -17,11 +17,13 @@ constexpr int64_t num_vectors(int64_t elements) {
   return (elements + Vec<T>::kLanes - 1) / Vec<T>::kLanes;
 }
 
-// The lanes of vector `index` of `elements` that exist: all of them, or a part. Calls function(Whole) or function(Part).
+// The elements of vector `index` of `elements` that exist, values or steps of k in factors: all of them, or a part. Calls
+// function(Whole) or function(Part).
 template <typename T, typename Function>
 FASTRNN_INLINE void with_lanes(int64_t index, int64_t elements, Function function) {
-  const int64_t left = elements - index * Vec<T>::kLanes;
-  if (left >= Vec<T>::kLanes)
+  constexpr int kElements = Vec<T>::kLanes * FactorTraits<T>::kSteps;
+  const int64_t left = elements - index * kElements;
+  if (left >= kElements)
     function(Whole{});
   else if (left > 0)
     function(Part{static_cast<int>(left)});
@@ -52,39 +54,42 @@ FASTRNN_INLINE void transpose(V (&rows)[V::kLanes]) {
 }
 
 // The packed weights of one product, for each direction.
-template <typename T>
+template <typename Factor>
 class PackedMatrix {
-  using V = Vec<T>;
+  using V = Vec<Factor>;
+  using Traits = FactorTraits<Factor>;
 
  public:
   void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k) {
     num_outputs_ = num_outputs;
     num_gates_ = num_gates;
     num_k_ = num_k;
-    size_ = num_vectors<T>(num_outputs) * V::kLanes * num_gates * num_k;
-    data_.allocate(directions * size_ * static_cast<int64_t>(sizeof(T)));
+    size_ = num_vectors<Factor>(num_outputs) * V::kLanes * num_gates * num_factors<Factor>(num_k);
+    data_.allocate(directions * size_ * static_cast<int64_t>(sizeof(Factor)));
   }
 
-  T* panel(int64_t direction, int64_t first_vector) const {
-    return data_.as<T>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_k_;
+  Factor* panel(int64_t direction, int64_t first_vector) const {
+    return data_.as<Factor>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_factors<Factor>(num_k_);
   }
 
   // Packs `width` output vectors of w [num_gates * num_outputs, num_k]: an output is a row.
   template <typename Scalar>
   void pack_rows(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
+    constexpr int64_t kStep = V::kLanes * Traits::kSteps;
     const int64_t stride = static_cast<int64_t>(width) * num_gates_ * V::kLanes;
-    T* out = panel(direction, first_vector);
+    Factor* out = panel(direction, first_vector);
     for (int64_t output = first_vector * V::kLanes; output < (first_vector + width) * V::kLanes; output += V::kLanes) {
       for (int gate = 0; gate < num_gates_; ++gate, out += V::kLanes) {
-        for (int64_t k = 0; k < num_k_; k += V::kLanes) {
-          with_lanes<T>(k / V::kLanes, num_k_, [&](auto lanes) __attribute__((always_inline)) {
+        for (int64_t k = 0; k < num_k_; k += kStep) {
+          with_lanes<Factor>(k / kStep, num_k_, [&](auto lanes) __attribute__((always_inline)) {
             V rows[V::kLanes];
             for (int i = 0; i < V::kLanes; ++i)
-              rows[i] =
-                  output + i < num_outputs_ ? load(w + (gate * num_outputs_ + output + i) * num_k_ + k, lanes) : V(0);
+              rows[i] = output + i < num_outputs_
+                            ? Traits::along_k(w + (gate * num_outputs_ + output + i) * num_k_ + k, lanes)
+                            : V{};
             transpose(rows);
-            const int64_t count = num_k_ - k < V::kLanes ? num_k_ - k : V::kLanes;
-            for (int64_t i = 0; i < count; ++i) store(out + (k + i) * stride, rows[i], Whole{});
+            const int64_t count = num_factors<Factor>(num_k_ - k < kStep ? num_k_ - k : kStep);
+            for (int64_t i = 0; i < count; ++i) store(out + (k / Traits::kSteps + i) * stride, rows[i], Whole{});
           });
         }
       }
@@ -94,11 +99,12 @@ class PackedMatrix {
   // Packs `width` output vectors of w [num_k, num_outputs]: an output is a column, and there is one gate.
   template <typename Scalar>
   void pack_columns(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
-    T* out = panel(direction, first_vector);
-    for (int64_t k = 0; k < num_k_; ++k) {
+    Factor* out = panel(direction, first_vector);
+    for (int64_t k = 0; k < num_k_; k += Traits::kSteps) {
       for (int64_t v = first_vector; v < first_vector + width; ++v, out += V::kLanes) {
-        with_lanes<T>(v, num_outputs_, [&](auto lanes) __attribute__((always_inline)) {
-          store(out, load(w + k * num_outputs_ + v * V::kLanes, lanes), Whole{});
+        with_lanes<typename AccOf<Factor>::type>(v, num_outputs_, [&](auto lanes) __attribute__((always_inline)) {
+          const Scalar* const from = w + k * num_outputs_ + v * V::kLanes;
+          store(out, Traits::across_k(from, num_outputs_, num_k_ - k, lanes), Whole{});
         });
       }
     }

@@ -7,7 +7,7 @@
 // Sums are formed in an order that depends on the sizes alone, so two runs agree to the bit.
 #pragma once
 
-#include "simd.h"
+#include "factors.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -31,10 +31,15 @@ constexpr int tile_sets(int num_rows, int num_vectors) {
   return sums > 4 ? 1 : sums > 2 ? 2 : 4;
 }
 
+template <typename Factor>
+using ElementOf = typename FactorTraits<Factor>::Element;
+
 // out[row][vector][lane] (+)= a[row][k] panel[k][vector][lane]
-template <int kRows, int kVectors, typename T>
-FASTRNN_INLINE void product_tile(const T* a, int64_t a_stride, const T* panel, int64_t num_k, T* out, bool accumulate) {
-  using V = Vec<T>;
+template <int kRows, int kVectors, typename Factor>
+FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel, int64_t num_k,
+                                 typename AccOf<Factor>::type* out, bool accumulate) {
+  using V = Vec<typename AccOf<Factor>::type>;
+  using Traits = FactorTraits<Factor>;
   constexpr int kSets = tile_sets(kRows, kVectors);
   V sums[kSets][kRows][kVectors];
 #pragma GCC unroll 8
@@ -46,36 +51,42 @@ FASTRNN_INLINE void product_tile(const T* a, int64_t a_stride, const T* panel, i
       if (accumulate) sums[0][row][v] = load(out + (row * kVectors + v) * V::kLanes, Whole{});
     }
   // The fewer of the two operands wait in registers while the others pass by one at a time.
-  const auto add = [&](int set, int64_t k) __attribute__((always_inline)) {
-    const T* const column = panel + k * (kVectors * V::kLanes);
+  const auto add = [&](int set, int64_t k, auto steps) __attribute__((always_inline)) {
+    const Factor* const column = panel + k * (kVectors * V::kLanes);
+    const ElementOf<Factor>* const from = a + k * Traits::kSteps;
     if constexpr (kRows < kVectors) {
-      V factors[kRows];
+      Vec<Factor> factors[kRows];
 #pragma GCC unroll 8
-      for (int row = 0; row < kRows; ++row) factors[row] = V(a[row * a_stride + k]);
+      for (int row = 0; row < kRows; ++row) factors[row] = Traits::broadcast(from + row * a_stride, steps);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const V weights = load(column + v * V::kLanes, Whole{});
+        const Vec<Factor> weights = load(column + v * V::kLanes, Whole{});
 #pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row) sums[set][row][v] += factors[row] * weights;
+        for (int row = 0; row < kRows; ++row)
+          sums[set][row][v] = multiply_add(factors[row], weights, sums[set][row][v]);
       }
     } else {
-      V weights[kVectors];
+      Vec<Factor> weights[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) weights[v] = load(column + v * V::kLanes, Whole{});
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
-        const V factor(a[row * a_stride + k]);
+        const Vec<Factor> factor = Traits::broadcast(from + row * a_stride, steps);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[set][row][v] += factor * weights[v];
+        for (int v = 0; v < kVectors; ++v) sums[set][row][v] = multiply_add(factor, weights[v], sums[set][row][v]);
       }
     }
   };
+  const int64_t num_whole = num_k / Traits::kSteps;
   int64_t k = 0;
-  for (; k + kSets <= num_k; k += kSets) {
+  for (; k + kSets <= num_whole; k += kSets) {
 #pragma GCC unroll 4
-    for (int set = 0; set < kSets; ++set) add(set, k + set);
+    for (int set = 0; set < kSets; ++set) add(set, k + set, Whole{});
   }
-  for (; k < num_k; ++k) add(0, k);
+  for (; k < num_whole; ++k) add(0, k, Whole{});
+  // What lies behind a row's last element may be anything, and NaN times zero is not zero.
+  if constexpr (Traits::kSteps > 1)
+    if (num_k % Traits::kSteps) add(0, k, Part{1});
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 4
@@ -87,9 +98,9 @@ FASTRNN_INLINE void product_tile(const T* a, int64_t a_stride, const T* panel, i
     }
 }
 
-template <int kVectors, int kRows, typename T>
-FASTRNN_INLINE void product_last_rows(int num_rows, const T* a, int64_t a_stride, const T* panel, int64_t num_k, T* out,
-                                      bool accumulate) {
+template <int kVectors, int kRows, typename Factor>
+FASTRNN_INLINE void product_last_rows(int num_rows, const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel,
+                                      int64_t num_k, typename AccOf<Factor>::type* out, bool accumulate) {
   if constexpr (kRows > 0) {
     if (num_rows == kRows)
       product_tile<kRows, kVectors>(a, a_stride, panel, num_k, out, accumulate);
@@ -105,29 +116,31 @@ inline int64_t piece_bytes() {
   return bytes;
 }
 
-template <int kVectors, typename T>
-void product_panel(const T* a, int64_t a_stride, int64_t num_rows, const T* panel, int64_t num_k, T* out) {
+template <int kVectors, typename Factor>
+void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
+                   typename AccOf<Factor>::type* out) {
   constexpr int kRows = tile_rows(kVectors);
-  constexpr int64_t kWidth = kVectors * Vec<T>::kLanes;
+  constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   // One tile reads the panel once: nothing to keep.
-  const int64_t piece = num_rows <= kRows ? num_k : piece_bytes() / (kWidth * static_cast<int64_t>(sizeof(T)));
+  const int64_t piece =
+      num_rows <= kRows ? num_k : piece_bytes() / (kWidth * static_cast<int64_t>(sizeof(Factor))) * kSteps;
   int64_t k = 0;
   do {
     const int64_t count = num_k - k < piece ? num_k - k : piece;
     int64_t row = 0;
     for (; row + kRows <= num_rows; row += kRows)
-      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, panel + k * kWidth, count, out + row * kWidth,
-                                    k > 0);
+      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, panel + k / kSteps * kWidth, count,
+                                    out + row * kWidth, k > 0);
     product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), a + row * a_stride + k, a_stride,
-                                           panel + k * kWidth, count, out + row * kWidth, k > 0);
+                                           panel + k / kSteps * kWidth, count, out + row * kWidth, k > 0);
     k += count;
   } while (k < num_k);
 }
 
 // out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
-template <typename T>
-__attribute__((noinline)) void product(int num_vectors, const T* a, int64_t a_stride, int64_t num_rows, const T* panel,
-                                       int64_t num_k, T* out) {
+template <typename Factor>
+__attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
+                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
   switch (num_vectors) {
     case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out);
     case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out);

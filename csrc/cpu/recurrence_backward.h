@@ -7,7 +7,7 @@
 //   2. the cell's derivative for the owned units: gate gradients go out, and into the exchange; bias sums are kept,
 //   3. the group's barrier,
 //   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
-//      packed by columns.
+//      packed by columns. Where it multiplies pairs of bfloat16 (factors.h), the gate gradients are rounded for it.
 // The exchange holds two steps, so that one barrier is enough. With a projection, the gradient of h goes through an exchange
 // of its own and a product with W_hr before the cell.
 #pragma once
@@ -23,6 +23,7 @@ class BackwardCells final : public BackwardSequence<Scalar> {
       Base::p_;
   using Base::rows_, Base::s_, Base::scratch_, Base::state_row, Base::state_stride_, Base::units_;
   using typename Base::Acc;
+  using typename Base::Element;
   using typename Base::V;
   static constexpr int kGates = Cell::kGates;
 
@@ -87,7 +88,7 @@ class BackwardCells final : public BackwardSequence<Scalar> {
     const State<V> direct = Cell::backward(grad, gates, extra, prev, next, this->keep(i, j, lanes), grad_x, grad_r);
 
     if constexpr (Cell::kHasCell) store(c_ + i * hidden_stride_ + j, direct.c, Whole{});
-    Acc* const to_product = exchange_[step & 1] + i * exchange_stride_ + j;
+    Element* const to_product = exchange_[step & 1] + i * exchange_stride_ + j;
     for (int gate = 0; gate < kGates; ++gate) {
       store(row.grad_gates + gate * s_.hidden_size + j, grad_x[gate], lanes);
       store(to_product + gate * s_.hidden_size, grad_r[gate], lanes);
@@ -102,14 +103,16 @@ class BackwardCells final : public BackwardSequence<Scalar> {
 };
 
 template <typename Scalar, typename Cell>
-class Backward final : public Recurrence<typename AccOf<Scalar>::type> {
+class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
   using Acc = typename AccOf<Scalar>::type;
   using Sequence = BackwardCells<Scalar, Cell>;
   using StepRow = typename Sequence::StepRow;
 
  public:
   Backward(const BackwardParams& params, int64_t l2_bytes)
-      : Recurrence<Acc>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr, l2_bytes), p_(params) {}
+      : Recurrence<typename FactorOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr,
+                                                    l2_bytes),
+        p_(params) {}
 
  private:
   void prepare(int num_threads) override {

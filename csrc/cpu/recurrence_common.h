@@ -86,8 +86,11 @@ constexpr CellTraits traits_of() {
 
 // A call: packs the weights and runs each direction. Scratch memory is laid out by the samples' places in the batch's order, so
 // that a row group's rows are neighbours.
-template <typename Acc>
+template <typename Factor>
 class Recurrence : public TeamJob {
+  using Acc = typename AccOf<Factor>::type;
+  using Element = ElementOf<Factor>;
+
  public:
   void work(int thread) final {
     const Member member = member_of(split_, thread);
@@ -114,7 +117,7 @@ class Recurrence : public TeamJob {
   void share(int num_threads, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs, int num_gates,
              int64_t num_k) {
     split_ = choose_split({shape_.directions, shape_.steps, shape_.batch, lines_of(num_vectors<Acc>(num_outputs)),
-                           num_gates * kVectorsPerLine, num_k, kVectorBytes, l2_bytes_},
+                           num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes_},
                           num_threads);
     batch_.emplace(shape_, lengths, offsets, split_.row_groups);
     group_rows_ = shape_.batch / split_.row_groups + 1;
@@ -123,8 +126,8 @@ class Recurrence : public TeamJob {
     h_.allocate(states() * state_stride_ * sizeof(Acc));
     if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
     packed_.allocate(shape_.directions, num_outputs, num_gates, num_k);
-    exchange_stride_ = padded_stride<Acc>(num_k);
-    exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Acc));
+    exchange_stride_ = padded_stride<Element>(num_k);
+    exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
     scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
     const int num_groups = split_.direction_teams * split_.row_groups;
@@ -136,8 +139,8 @@ class Recurrence : public TeamJob {
   // The product of a projection, with an exchange of its own.
   void share_projection(int64_t num_outputs, int64_t num_k) {
     projection_.allocate(shape_.directions, num_outputs, 1, num_k);
-    projection_stride_ = padded_stride<Acc>(num_k);
-    projection_exchange_.allocate(states() * projection_stride_ * sizeof(Acc));
+    projection_stride_ = padded_stride<Element>(num_k);
+    projection_exchange_.allocate(states() * projection_stride_ * sizeof(Element));
   }
 
   // The vectors of `elements` units that a unit group owns.
@@ -167,7 +170,7 @@ class Recurrence : public TeamJob {
   std::optional<Batch> batch_;
   int64_t group_rows_ = 0;  // the most samples of a row group
   int64_t hidden_stride_ = 0, state_stride_ = 0, exchange_stride_ = 0, projection_stride_ = 0, scratch_stride_ = 0;
-  PackedMatrix<Acc> packed_, projection_;
+  PackedMatrix<Factor> packed_, projection_;
   Buffer h_, c_, exchange_, projection_exchange_, scratch_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
 
@@ -180,10 +183,12 @@ template <typename Scalar>
 class SequenceBase {
  protected:
   using Acc = typename AccOf<Scalar>::type;
+  using Factor = typename FactorOf<Scalar>::type;
+  using Element = ElementOf<Factor>;
   using V = Vec<Acc>;
   static constexpr int kLanes = V::kLanes;
 
-  SequenceBase(const Recurrence<Acc>& job, int64_t d, const Member& member, int thread, const void* mask,
+  SequenceBase(const Recurrence<Factor>& job, int64_t d, const Member& member, int thread, const void* mask,
                DropoutSite site)
       : job_(job),
         s_(job.shape_),
@@ -203,10 +208,11 @@ class SequenceBase {
         state_stride_(job.state_stride_),
         exchange_stride_(job.exchange_stride_),
         projection_stride_(job.projection_stride_),
-        h_(rows_of(job.h_, 0, state_stride_)),
-        c_(rows_of(job.c_, 0, hidden_stride_)),
-        exchange_{rows_of(job.exchange_, 0, exchange_stride_), rows_of(job.exchange_, 1, exchange_stride_)},
-        projection_exchange_(rows_of(job.projection_exchange_, 0, projection_stride_)),
+        h_(rows_of<Acc>(job.h_, 0, state_stride_)),
+        c_(rows_of<Acc>(job.c_, 0, hidden_stride_)),
+        exchange_{rows_of<Element>(job.exchange_, 0, exchange_stride_),
+                  rows_of<Element>(job.exchange_, 1, exchange_stride_)},
+        projection_exchange_(rows_of<Element>(job.projection_exchange_, 0, projection_stride_)),
         scratch_(job.scratch_.template as<Acc>() + thread * job.scratch_stride_),
         state_mask_(site == DropoutSite::kState ? typed<Acc>(mask) : nullptr),
         candidate_mask_(site == DropoutSite::kCandidate ? typed<Acc>(mask) : nullptr) {}
@@ -223,17 +229,18 @@ class SequenceBase {
 
  private:
   // The group's rows in a scratch array [copies, D, B, stride].
-  Acc* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
-    return buffer.template as<Acc>() + ((copy * s_.directions + d_) * s_.batch + group_.first) * stride;
+  template <typename T>
+  T* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
+    return buffer.template as<T>() + ((copy * s_.directions + d_) * s_.batch + group_.first) * stride;
   }
 
  protected:
-  const Recurrence<Acc>& job_;
+  const Recurrence<Factor>& job_;
   const Shape& s_;
   const CellTraits cell_;
   const bool projected_;
   const Batch& batch_;
-  const PackedMatrix<Acc>&packed_, &projection_;
+  const PackedMatrix<Factor>&packed_, &projection_;
   const int64_t d_;
   const int num_unit_groups_, unit_group_;
   Barrier& barrier_;
@@ -241,13 +248,13 @@ class SequenceBase {
   const Range units_;    // owned vectors of hidden units
   const Range outputs_;  // owned vectors of h: the same ones unless there is a projection
   const int64_t hidden_stride_, state_stride_, exchange_stride_, projection_stride_;
-  Acc* const h_;                     // [group's rows, state_stride]       carried: h, or its gradient
-  Acc* const c_;                     // [group's rows, hidden_stride]      c, or its gradient
-  Acc* const exchange_[2];           // [group's rows, exchange_stride]    what the product reads, of even and odd steps
-  Acc* const projection_exchange_;   // [group's rows, projection_stride]  what the projection's product reads
-  Acc* const scratch_;               // [rows, panel's vectors, lanes]     what a product writes
-  const Acc* const state_mask_;      // [D, B, P]  may be nullptr
-  const Acc* const candidate_mask_;  // [D, B, H]  may be nullptr
+  Acc* const h_;                // [group's rows, state_stride]       carried: h, or its gradient
+  Acc* const c_;                // [group's rows, hidden_stride]      c, or its gradient
+  Element* const exchange_[2];  // [group's rows, exchange_stride]    what the product reads, of even and odd steps
+  Element* const projection_exchange_;  // [group's rows, projection_stride]  what the projection's product reads
+  Acc* const scratch_;                  // [rows, panel's vectors, lanes]     what a product writes
+  const Acc* const state_mask_;         // [D, B, P]  may be nullptr
+  const Acc* const candidate_mask_;     // [D, B, H]  may be nullptr
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -27,6 +27,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       Base::state_row;
   using Base::state_stride_, Base::time, Base::units_;
   using typename Base::Acc;
+  using typename Base::Element;
+  using typename Base::Factor;
   using typename Base::V;
 
  public:
@@ -37,8 +39,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     int64_t saved;  // element of `cells`, `n_h`, `hidden`
   };
 
-  ForwardSequence(const Recurrence<Acc>& job, const ForwardParams& params, int64_t d, const Member& member, int thread,
-                  StepRow* rows, StepRow* next_rows)
+  ForwardSequence(const Recurrence<Factor>& job, const ForwardParams& params, int64_t d, const Member& member,
+                  int thread, StepRow* rows, StepRow* next_rows)
       : Base(job, d, member, thread, params.mask, params.dropout_site),
         p_(params),
         rows_(rows),
@@ -68,7 +70,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
  protected:
   // The owned units of the first `live` samples, from the group's h_{t-1}.
-  virtual void cells(int64_t live, const Acc* h_prev) = 0;
+  virtual void cells(int64_t live, const Element* h_prev) = 0;
   ~ForwardSequence() = default;
 
   // h of sample `i`, outputs j...: carried, stored in y, published.
@@ -146,7 +148,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     }
   }
 
-  Acc* h_next_ = nullptr;
+  Element* h_next_ = nullptr;
 };
 
 template <typename Scalar, typename Cell>
@@ -158,6 +160,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
       Base::scratch_;
   using Base::state_stride_, Base::units_;
   using typename Base::Acc;
+  using typename Base::Element;
   using typename Base::V;
   static constexpr int kGates = Cell::kGates;
 
@@ -169,11 +172,11 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using Base::Base;
 
  private:
-  void cells(int64_t live, const Acc* h_prev) override {
+  void cells(int64_t live, const Element* h_prev) override {
     for_each_panel(units_, kWidth, [&](int64_t v, int width) { cells_of_panel(live, h_prev, v, width); });
   }
 
-  void cells_of_panel(int64_t live, const Acc* h_prev, int64_t v, int width) {
+  void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
     product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_);
     const bool last = v + width >= units_.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
@@ -235,13 +238,14 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 };
 
 template <typename Scalar, typename Cell>
-class Forward final : public Recurrence<typename AccOf<Scalar>::type> {
+class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
   using Sequence = ForwardCells<Scalar, Cell>;
   using StepRow = typename Sequence::StepRow;
 
  public:
   Forward(const ForwardParams& params, int64_t l2_bytes)
-      : Recurrence<typename AccOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr, l2_bytes),
+      : Recurrence<typename FactorOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr,
+                                                    l2_bytes),
         p_(params) {}
 
  private:

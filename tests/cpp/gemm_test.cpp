@@ -97,6 +97,15 @@ Scalar not_a_number() {
   return from_bits<Scalar>(0x7fff);
 }
 
+template <typename Scalar>
+Scalar infinity() {
+  using F = Format<Scalar>;
+  if constexpr (sizeof(Scalar) > 2)
+    return std::numeric_limits<Scalar>::infinity();
+  else
+    return from_bits<Scalar>(static_cast<uint16_t>(((1 << F::exponent_bits) - 1) << F::fraction_bits));
+}
+
 // A matrix in memory of exactly its extent (so that AddressSanitizer sees every step outside), NaN between its rows.
 template <typename Scalar>
 struct Matrix {
@@ -145,8 +154,9 @@ void check(const Case& c) {
   using F = Format<Scalar>;
   Matrix<Scalar> a(c.m, c.k, c.a_by_rows, c.extra), b(c.k, c.n, c.b_by_rows, c.extra), out(c.m, c.n, true, c.extra);
   Matrix<Scalar> bias0(1, c.n, true, 0), bias1(1, c.n, true, 0);
-  if (pick(0, 9) == 0 && c.m && c.k)
-    a.at(pick(0, c.m - 1), pick(0, c.k - 1)) = not_a_number<Scalar>();  // stays in its row
+  // Each stays in its row, the last step of k among others.
+  if (pick(0, 9) == 0 && c.m && c.k) a.at(pick(0, c.m - 1), pick(0, c.k - 1)) = not_a_number<Scalar>();
+  if (pick(0, 9) == 0 && c.m && c.k) a.at(pick(0, c.m - 1), c.k - 1) = infinity<Scalar>();
   MatmulParams p{};
   p.m = c.m, p.n = c.n, p.k = c.k;
   p.a = a.data(), p.a_row = a.row_step, p.a_col = a.column_step;
@@ -197,7 +207,8 @@ void check(const Case& c) {
       }
       const double result = value(out.at(i, j));
       const double bound = static_cast<double>(c.k + 4) * F::sum_eps * size + F::eps * std::fabs(sum) + F::least;
-      if (std::isnan(sum) ? std::isnan(result) : std::fabs(result - sum) <= bound) continue;
+      if (std::isnan(sum) ? std::isnan(result) : std::isinf(sum) ? result == sum : std::fabs(result - sum) <= bound)
+        continue;
       char text[200];
       std::snprintf(text, sizeof text, "[%ld, %ld] is %.9g, not %.9g within %.3g", static_cast<long>(i),
                     static_cast<long>(j), result, sum, bound);

@@ -1,0 +1,12 @@
+// Everything after this include is compiled for AVX-512 with its products of bfloat16, for that storage type alone: the others run
+// what avx512 has. Include what must not be (standard headers, plain code) before.
+#pragma once
+
+#include <immintrin.h>
+
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+// g++ before 13 does not set __FMA__ and its kin for the pragma.
+#define FASTRNN_AVX512 1
+#define FASTRNN_AVX512_BF16 1
+#define FASTRNN_ISA avx512_bf16
+#define FASTRNN_VECTOR_BYTES 64
