@@ -77,38 +77,52 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     const int step = T - 1 - turn;  // -1: the initial state
     const auto step_t = [&](int n, int j) { return d == 0 ? step : samples.length[n][j] - 1 - step; };
     const auto row_of = [&](int n, int j) { return rows.row(step_t(n, j), samples.index[n][j]); };
-    const auto row_before = [&](int n, int j) {
-      return rows.row(d == 0 ? step - 1 : samples.length[n][j] - step, samples.index[n][j]);
-    };
+    const auto t_before = [&](int n, int j) { return d == 0 ? step - 1 : samples.length[n][j] - step; };
     const auto is_live = [&](int n, int j) { return step >= 0 && step < samples.length[n][j]; };
 
-    Acc gates[kN][V][2][G], extra[kN][V][2], grad_y[kN][V][2];
-    State<Acc> prev[kN][V][2], next[kN][V][2];
-    if (tiling.phase != Phase::kUntilNorm)
-      for_own([&](int n, int v, int j) {
-        prev[n][v][j] = next[n][v][j] = {Acc(0), Acc(0)};
-        grad_y[n][v][j] = extra[n][v][j] = 0;
-        if (!is_live(n, j)) return;
-        const int unit = unit_of(v);
-        const int64_t row = row_of(n, j), before = step > 0 ? row_before(n, j) : 0;
-        const int64_t unit_at = (d * p.shape.rows + row) * H + unit, index = state_at(samples.index[n][j], unit);
-        if constexpr (G > 1) {
-          FASTRNN_UNROLL
-          for (int g = 0; g < G; ++g)
-            gates[n][v][j][g] = load(at<Scalar>(p.gates, ((d * p.shape.rows + row) * G + g) * H + unit));
-        }
-        if constexpr (Cell::kHasExtra) extra[n][v][j] = load(at<Scalar>(p.n_h, unit_at));
-        if constexpr (Cell::kHasCell) {
-          next[n][v][j].c = *at<Acc>(p.cells, unit_at);
-          prev[n][v][j].c =
-              step > 0 ? *at<Acc>(p.cells, (d * p.shape.rows + before) * H + unit) : load(at<Scalar>(p.c0, index));
-        } else {
-          next[n][v][j].h = load(at<Scalar>(p.y, (row * D + d) * H + unit));
-        }
-        if (!Cell::kHasCell || p.h_prev)
-          prev[n][v][j].h = load(step > 0 ? at<Scalar>(p.y, (before * D + d) * H + unit) : at<Scalar>(p.h0, index));
-        if (p.grad_y) grad_y[n][v][j] = load(at<Scalar>(p.grad_y, (row * D + d) * H + unit));
+    // As they lie in memory, and without a branch, as in forward: what exists stands in where nothing is live.
+    Scalar gates[kN][V][2][G], extra[kN][V][2], grad_y[kN][V][2], h_prev[kN][V][2], h[kN][V][2];
+    Acc c_prev[kN][V][2], c[kN][V][2];
+    const Scalar* stand_in = static_cast<const Scalar*>(p.w_hh[d]);
+    const bool reads_h_prev = !Cell::kHasCell || p.h_prev;
+    if (tiling.phase != Phase::kUntilNorm && step >= 0 && owns_units) {
+      unrolled<kN>([&](int n) {
+        int64_t row[2], before[2];
+        unrolled<2>([&](int j) {
+          const int sample = is_live(n, j) ? samples.index[n][j] : 0, t = is_live(n, j) ? step_t(n, j) : 0;
+          row[j] = rows.row(t, sample);
+          before[j] = rows.row(is_live(n, j) && step > 0 ? t_before(n, j) : 0, sample);
+        });
+        unrolled<V, 2>([&](int v, int j) {
+          const int unit = unit_of(v);
+          const bool lives = unit < H && is_live(n, j);
+          const int64_t of_direction = d * p.shape.rows;
+          if constexpr (G > 1) {
+            const Scalar* saved = lives ? at<Scalar>(p.gates, (of_direction + row[j]) * G * H + unit) : stand_in;
+            unrolled<G>([&](int g) { gates[n][v][j][g] = saved[g * H]; });
+          }
+          if constexpr (Cell::kHasExtra)
+            extra[n][v][j] = *(lives ? at<Scalar>(p.n_h, (of_direction + row[j]) * H + unit) : stand_in);
+          if constexpr (Cell::kHasCell) {
+            c[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + row[j]) * H + unit : 0);
+            if (step > 0) c_prev[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + before[j]) * H + unit : 0);
+          } else {
+            h[n][v][j] = *(lives ? at<Scalar>(p.y, (row[j] * D + d) * H + unit) : stand_in);
+          }
+          if (reads_h_prev) {
+            const Scalar* of_state = step > 0 ? at<Scalar>(p.y, (before[j] * D + d) * H + unit)
+                                              : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
+            h_prev[n][v][j] = *(lives ? of_state : stand_in);
+          }
+          if (p.grad_y) grad_y[n][v][j] = *(lives ? at<Scalar>(p.grad_y, (row[j] * D + d) * H + unit) : stand_in);
+        });
       });
+      if constexpr (Cell::kHasCell)  // the only one in storage type: converted at once, but at one step alone
+        for_own([&](int n, int v, int j) {
+          if (step == 0 && is_live(n, j))
+            c_prev[n][v][j] = load(at<Scalar>(p.c0, state_at(samples.index[n][j], unit_of(v))));
+        });
+    }
 
     if (tiling.phase != Phase::kFromNorm) {
       Acc sum[kN][1][4];
@@ -175,8 +189,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     }
 
     // The gradients of the gates take the place of what forward saved.
-    Acc(&grad_x)[kN][V][2][G] = gates;
-    Acc(&grad_n_h)[kN][V][2] = extra;
+    Scalar(&grad_x)[kN][V][2][G] = gates;
+    Scalar(&grad_n_h)[kN][V][2] = extra;
     if (owns_units)
       unrolled<kN, V>([&](int n, int v) {
         Element operand[2][G];
@@ -184,17 +198,29 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           unrolled<G>([&](int g) { operand[j][g] = Op::operand(0); });
           if (unit_of(v) >= H || !is_live(n, j)) return;
           State<Acc> grad = r[n][v][j];
-          grad.h += grad_y[n][v][j];
-          Acc of_x[G], of_product[G];
+          if (p.grad_y) grad.h += load(&grad_y[n][v][j]);
+          Acc saved[G], of_x[G], of_product[G], saved_extra = 0;
+          if constexpr (G > 1) unrolled<G>([&](int g) { saved[g] = load(&gates[n][v][j][g]); });
+          if constexpr (Cell::kHasExtra) saved_extra = load(&extra[n][v][j]);
+          State<Acc> prev{Acc(0), Acc(0)}, next{Acc(0), Acc(0)};
+          if (reads_h_prev) prev.h = load(&h_prev[n][v][j]);
+          if constexpr (Cell::kHasCell) {
+            prev.c = c_prev[n][v][j];
+            next.c = c[n][v][j];
+          } else {
+            next.h = load(&h[n][v][j]);
+          }
           const Acc keep = p.mask && !masks_state ? mask(n, v, j) : Acc(1);
-          r[n][v][j] =
-              cell.backward(grad, gates[n][v][j], extra[n][v][j], prev[n][v][j], next[n][v][j], keep, of_x, of_product);
+          r[n][v][j] = cell.backward(grad, saved, saved_extra, prev, next, keep, of_x, of_product);
           unrolled<G>([&](int g) {
             operand[j][g] = Op::operand(of_product[g]);
-            grad_x[n][v][j][g] = of_x[g];
+            store(&grad_x[n][v][j][g], of_x[g]);
             bias[v][g] += of_x[g];
           });
-          if constexpr (Cell::kHasExtra) bias[v][G] += grad_n_h[n][v][j] = of_product[G - 1];
+          if constexpr (Cell::kHasExtra) {
+            store(&grad_n_h[n][v][j], of_product[G - 1]);
+            bias[v][G] += of_product[G - 1];
+          }
         });
         unrolled<G>([&](int g) { exchange.publish(turn + 1, n, g, unit_of(v), operand[0][g], operand[1][g]); });
       });
@@ -204,11 +230,11 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       if (!is_live(n, j)) return;
       const int unit = unit_of(v);
       const int64_t row = d * p.shape.rows + row_of(n, j);
-      unrolled<G>([&](int g) { store(at<Scalar>(p.grad_gates, (row * G + g) * H + unit), grad_x[n][v][j][g]); });
-      if constexpr (Cell::kHasExtra) store(at<Scalar>(p.grad_n_h, row * H + unit), grad_n_h[n][v][j]);
+      unrolled<G>([&](int g) { *at<Scalar>(p.grad_gates, (row * G + g) * H + unit) = grad_x[n][v][j][g]; });
+      if constexpr (Cell::kHasExtra) *at<Scalar>(p.grad_n_h, row * H + unit) = grad_n_h[n][v][j];
       if (p.h_prev) {
-        const Acc h = prev[n][v][j].h;
-        store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? h * mask(n, v, j) : h);
+        const Acc before = load(&h_prev[n][v][j]);
+        store(at<Scalar>(p.h_prev, row * H + unit), masks_state ? before * mask(n, v, j) : before);
       }
     });
   }

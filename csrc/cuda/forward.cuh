@@ -172,18 +172,21 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
 
   const int steps = samples.longest < tiling.end ? samples.longest : tiling.end;
   for (int step = tiling.begin; step < steps; ++step) {
-    const auto row_of = [&](int n, int j) {
-      return rows.row(d == 0 ? step : samples.length[n][j] - 1 - step, samples.index[n][j]);
-    };
+    const auto step_t = [&](int n, int j) { return d == 0 ? step : samples.length[n][j] - 1 - step; };
     const auto is_live = [&](int n, int v, int j) { return unit_of(v) < H && step < samples.length[n][j]; };
-    Acc x[kN][V][2][G];
+    // As they lie in memory, and without a branch (weights stand in where nothing is live): nobody waits for a load before all
+    // are under way, nor before the operand has come.
+    Scalar x[kN][V][2][G];
+    int64_t row[kN][2];
+    unrolled<kN, 2>([&](int n, int j) {
+      const bool lives = step < samples.length[n][j];
+      row[n][j] = rows.row(lives ? step_t(n, j) : 0, lives ? samples.index[n][j] : 0);
+    });
     for_own([&](int n, int v, int j) {
+      const Scalar* gates = is_live(n, v, j) ? at<Scalar>(p.gates, (d * p.shape.rows + row[n][j]) * G * H + unit_of(v))
+                                             : static_cast<const Scalar*>(p.w_hh[d]);
       FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) x[n][v][j][g] = 0;
-      if (!is_live(n, v, j)) return;
-      const Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row_of(n, j)) * G) * H + unit_of(v));
-      FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) x[n][v][j][g] = load(gates + g * H);
+      for (int g = 0; g < G; ++g) x[n][v][j][g] = gates[g * H];
     });
 
     const Element* h = team.wait(step);
@@ -195,15 +198,18 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     for_own([&](int n, int v, int j) {
       if (!is_live(n, v, j)) return;
       const Acc* tiles = sum[n][v / Tiles::kUnitsPerThread * Tiles::kTiles];
-      Acc r[G], gates[G];
+      Acc r[G], gates[G], of_x[G];
       FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) r[g] = Tiles::gate(tiles, g, v % Tiles::kUnitsPerThread, j);
+      for (int g = 0; g < G; ++g) {
+        r[g] = Tiles::gate(tiles, g, v % Tiles::kUnitsPerThread, j);
+        of_x[g] = load(&x[n][v][j][g]);
+      }
       if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];
       const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
-      state[n][v][j] = cell.forward(x[n][v][j], r, state[n][v][j], keep, gates, extra[n][v][j]);
+      state[n][v][j] = cell.forward(of_x, r, state[n][v][j], keep, gates, extra[n][v][j]);
       if constexpr (G > 1) {
         FASTRNN_UNROLL
-        for (int g = 0; g < G; ++g) x[n][v][j][g] = gates[g];
+        for (int g = 0; g < G; ++g) store(&x[n][v][j][g], gates[g]);
       }
     });
     if (step + 1 < samples.longest) {
@@ -218,13 +224,13 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     for_own([&](int n, int v, int j) {
       if (!is_live(n, v, j)) return;
       const int unit = unit_of(v);
-      const int64_t row = row_of(n, j), unit_at = (d * p.shape.rows + row) * H + unit;
+      const int64_t row = rows.row(step_t(n, j), samples.index[n][j]), unit_at = (d * p.shape.rows + row) * H + unit;
       store(at<Scalar>(p.y, (row * D + d) * H + unit), state[n][v][j].h);
       if (!p.save) return;
       if constexpr (G > 1) {
         Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row) * G) * H + unit);
         FASTRNN_UNROLL
-        for (int g = 0; g < G; ++g) store(gates + g * H, x[n][v][j][g]);
+        for (int g = 0; g < G; ++g) gates[g * H] = x[n][v][j][g];
       }
       if constexpr (Cell::kHasCell) *at<Acc>(p.cells, unit_at) = state[n][v][j].c;
       if constexpr (Cell::kHasExtra) store(at<Scalar>(p.n_h, unit_at), extra[n][v][j]);

@@ -55,12 +55,11 @@ inline void check(const Launch& launch, cudaError_t error) {
 }
 
 // What a kernel with more shared memory or larger clusters than is portable needs, once, before its occupancy is asked for or it is
-// launched.
+// launched. Always all the shared memory there is: a lower limit would refuse what another host thread is about to launch.
 template <typename... Parameters>
-void prepare(const Launch& launch, void (*kernel)(Parameters...)) {
+void prepare(const Launch& launch, void (*kernel)(Parameters...), int shared_per_block) {
   if (launch.shared_bytes > 48 * 1024)
-    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       static_cast<int>(launch.shared_bytes)));
+    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block));
   if (launch.cluster_size > 8)
     check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
 }

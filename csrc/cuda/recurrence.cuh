@@ -67,7 +67,7 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   // In code for an architecture without the instructions it needs the kernel is empty.
   if (compiled_arch(launch_, kernel) < Shared::kMinArch) return false;
   if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
-  prepare(launch_, kernel);
+  prepare(launch_, kernel, device.shared_per_block);
   if (plan.team == Team::kCluster && resident_clusters(launch_, kernel) == 0) return false;
   if (plan.team == Team::kGrid)
     check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));

@@ -19,7 +19,10 @@ enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };
 constexpr bool scatters_gradients(int gates, int element_bytes) { return gates * element_bytes > 4; }
 constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once in a reduce-scatter
 // Registers of a thread that hold weights there: what the rest of the kernel leaves free.
-constexpr int scatter_registers(int batch_tiles, int gates) { return batch_tiles == 1 ? 112 : gates == 4 ? 32 : 48; }
+constexpr int scatter_registers(int batch_tiles, int gates) {
+  if (gates == 4) return batch_tiles == 1 ? 112 : 16;
+  return batch_tiles == 1 ? 96 : 48;
+}
 
 struct Tiling {
   int team_size;   // blocks that hold the weights of one direction together, for one slice of the batch

@@ -18,6 +18,7 @@ struct Case {
   char site = ' ';  // of the mask: 's' state, 'c' candidate, ' ' none
   ClipMode clip = ClipMode::kNone;
   std::string device = "H100";
+  int batch_tiles = 0;  // that the plan chooses, of 8 samples; 0: whatever it does
 
   int64_t state_size() const { return projects ? hidden_size - 2 : hidden_size; }
   // Where no norm is taken, nobody waits for all others between what it receives and what it sends.
@@ -105,6 +106,26 @@ inline std::vector<Case> cases(const std::string& selection) {
                     .ragged = true,
                     .site = 's',
                     .clip = ClipMode::kValue});
+  // Warps without units, which nobody waits for, beside those that have some: both parities of each barrier are passed again.
+  result.push_back({.cell = kLstm, .plan = "cluster", .steps = 6, .batch = 3, .hidden_size = 260, .device = "small"});
+  // Two tiles of the batch, where a device has no room for as many clusters.
+  for (const ScalarKind scalar : {kFloat, kHalf})
+    for (const CellKind cell : {kLstm, kGru, kRnnTanh}) {
+      if (scalar != kFloat && selection == "few") continue;
+      result.push_back({.cell = cell,
+                        .scalar = scalar,
+                        .plan = "cluster",
+                        .steps = 6,
+                        .batch = 70,
+                        .hidden_size = 37,
+                        .directions = 2,
+                        .ragged = cell == kLstm,
+                        .packed = cell == kGru,
+                        .site = 's',
+                        .clip = cell == kLstm ? ClipMode::kValue : ClipMode::kNorm,
+                        .device = "small",
+                        .batch_tiles = 2});
+    }
   if (selection != "all") return result;
   // More teams than can run at once; weights that do not fit on chip; a device that has fewer features.
   result.push_back({.cell = kLstm, .plan = "grid", .batch = 17, .hidden_size = 64, .directions = 2, .device = "small"});

@@ -199,6 +199,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   switch (attribute) {
     case cudaFuncAttributeMaxDynamicSharedMemorySize:
       if (value < 0 || value > device().shared_per_block) return remember(cudaErrorInvalidValue);
+      if (value < device().shared_per_block)
+        throw Error("a kernel's shared memory is limited to " + std::to_string(value) +
+                    " bytes, and another host thread may launch it with more");
       attributes.shared_bytes = value;
       return cudaSuccess;
     case cudaFuncAttributeNonPortableClusterSizeAllowed:

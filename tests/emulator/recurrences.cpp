@@ -127,12 +127,29 @@ const T* data_or_null(const std::vector<T>& values) {
   return values.empty() ? nullptr : values.data();
 }
 
+// What the case is there for may hang on the plan.
+void check_plan(const Case& c, const Shape& shape) {
+  if (c.batch_tiles == 0) return;
+  for (const bool is_backward : {false, true}) {
+    PlanRequest request{};
+    request.shape = shape;
+    request.backward = is_backward;
+    request.takes_norm = is_backward && (c.takes_norm() || c.clip == ClipMode::kNorm);
+    request.projects = c.projects;
+    request.allows_tf32 = c.uses_tf32();
+    request.wanted = c.plan.substr(0, c.plan.find('+'));
+    const Plan plan = make_plan(request, cuda::current_device());
+    if (plan.batch_tiles != c.batch_tiles) throw std::logic_error("the plan is " + describe(plan));
+  }
+}
+
 bool run_case(const Case& c) {
   reset_device();
   use_device(c.device);
   const reference::Layer layer = make_layer(c);
   const reference::Result expected = reference::run(layer);
   const Shape& s = layer.shape;
+  check_plan(c, s);
   const ScalarKind scalar = c.scalar, acc = acc_of(scalar);
   const int64_t H = s.hidden_size, P = s.state_size, D = s.directions, B = s.batch, R = s.rows;
   const int64_t G = num_gates(s.cell);
