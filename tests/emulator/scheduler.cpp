@@ -36,6 +36,10 @@ unsigned num_threads;                    // of a block
 unsigned num_running;                    // clusters
 
 std::vector<Fiber*> ready, spinning;
+// In some launches one block of several, or one warp of each block, is late: it runs where nobody else can.
+std::vector<Fiber*> late;
+enum class Late { kNone, kBlocks, kWarps } who_is_late;
+unsigned late_index, late_of;
 unsigned jump;     // one choice in so many is at random, the others take who came last
 unsigned landing;  // at one choice in so many a copy lands
 uint64_t random_state;
@@ -98,6 +102,11 @@ Fiber& take(std::vector<Fiber*>& from, size_t index) {
   return *fiber;
 }
 
+bool is_late(const Fiber& fiber) {
+  if (who_is_late == Late::kBlocks) return fiber.block->index.x % late_of == late_index;
+  return who_is_late == Late::kWarps && fiber.warp == &fiber.block->warps[late_index];
+}
+
 // Who goes on. Outside does, where nobody can.
 Fiber& choose() {
   while (!error) {
@@ -106,10 +115,14 @@ Fiber& choose() {
       continue;
     }
     if (!ready.empty()) {
-      if (!spinning.empty() && draw(64) == 0) return take(spinning, draw(spinning.size()));
-      return take(ready, draw(jump) == 0 ? draw(ready.size()) : ready.size() - 1);
-    }
-    if (spinning.empty()) {
+      Fiber& next = !spinning.empty() && draw(64) == 0
+                        ? take(spinning, draw(spinning.size()))
+                        : take(ready, draw(jump) == 0 ? draw(ready.size()) : ready.size() - 1);
+      if (!is_late(next)) return next;
+      late.push_back(&next);
+    } else if (!late.empty()) {
+      return take(late, draw(late.size()));
+    } else if (spinning.empty()) {
       set_error("deadlock" + who_waits());
     } else {
       idle_rounds = progress == progress_at_last_round ? idle_rounds + 1 : 0;
@@ -282,10 +295,15 @@ void run(const Launch& launch) {
   for (int i = 0; i < 8; ++i) draw(1);
   jump = 1u << draw(7);
   landing = 1u << 2 * draw(8);
+  const unsigned lateness = static_cast<unsigned>(launch.seed * 0xbf58476d1ce4e5b9 >> 40);
+  who_is_late = lateness % 4 == 1 ? Late::kBlocks : lateness % 4 == 2 ? Late::kWarps : Late::kNone;
   progress = progress_at_last_round = idle_rounds = 0;
   num_threads = blockDim.x * blockDim.y * blockDim.z;
   const unsigned num_clusters = gridDim.x * gridDim.y * gridDim.z / launch.cluster_size;
   const unsigned usual = std::max(1u, kUsualThreads / (num_threads * launch.cluster_size));
+  late_of = launch.cluster_size > 1 ? launch.cluster_size : 2;
+  if (who_is_late == Late::kWarps) late_of = (num_threads + kWarpSize - 1) / kWarpSize;
+  late_index = lateness / 4 % late_of;
   num_running = launch.all_resident ? num_clusters : std::min(num_clusters, usual);
 
   blocks.resize(num_running * launch.cluster_size);
@@ -293,6 +311,7 @@ void run(const Launch& launch) {
   pool.grow(blocks.size() * num_threads, entry);
   ready.reserve(blocks.size() * num_threads);
   spinning.reserve(blocks.size() * num_threads);
+  late.reserve(blocks.size() * num_threads);
   for (size_t slot = 0; slot < clusters.size(); ++slot) {
     Cluster& cluster = clusters[slot];
     cluster.size = launch.cluster_size;
@@ -321,6 +340,7 @@ void run(const Launch& launch) {
   if (!error) return;
   ready.clear();
   spinning.clear();
+  late.clear();
   forget_copies();
   pool.clear();
   std::rethrow_exception(error);
