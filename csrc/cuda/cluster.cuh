@@ -128,6 +128,7 @@ class ClusterTeam : public ClusterBase<Op, kN_> {
       for (int peer = lane.quad; peer < team_size; peer += 4)
         store_async(map_to_peer(row, peer), map_to_peer(barrier, peer), all);
     } else {
+      __syncwarp();  // lanes without a unit, which nobody waits for, have read the turn before
       if (!valid) return;
       uint2 pair;
       memcpy(&pair.x, &first, 4);

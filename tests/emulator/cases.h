@@ -118,7 +118,6 @@ inline std::vector<Case> cases(const std::string& selection) {
                         .steps = 6,
                         .batch = 70,
                         .hidden_size = 37,
-                        .directions = 2,
                         .ragged = cell == kLstm,
                         .packed = cell == kGru,
                         .site = 's',
