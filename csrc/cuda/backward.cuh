@@ -52,7 +52,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const bool masks_state = p.mask && p.dropout_site == DropoutSite::kState;
   const auto state_at = [&](int sample, int unit) { return (static_cast<int64_t>(d) * B + sample) * H + unit; };
 
-  // Read when it is needed, from L1: there are no registers to keep it in.
+  // Read when it is needed: there are no registers to keep it in.
   const auto mask = [&](int n, int v, int j) { return *at<Acc>(p.mask, state_at(samples.index[n][j], unit_of(v))); };
 
   // The part of r_t that does not go through the recurrent product, then r_t.
