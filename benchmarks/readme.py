@@ -20,13 +20,22 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/readme.py -->", "<!-- end of the results -->"
-_SUITES = ("headline", "regions", "step", "ragged", "features", "kernelbench")
+_SUITES = ("headline", "regions", "step", "ragged", "features", "clipping", "kernelbench")
 _MODES = {
     "inference": "inference",
     "step with clip and AdamW": "with clip and AdamW",
     "train": "forward and backward",
     "features on against off": "forward and backward",
     "variational mask against a loop": "forward and backward",
+    "norm clip, recorded norms": "through time, norms recorded",
+    "parameter clip beyond the limit": "of parameters, beyond the limit",
+    "parameter clip below the limit": "of parameters, below the limit",
+    "parameter clip beyond the limit, trusted": "of parameters, beyond the limit, trust_backward",
+    "parameter clip below the limit, trusted": "of parameters, below the limit, trust_backward",
+    "SGD step with clip": "in SGD's step",
+    "Adam step with clip": "in Adam's step",
+    "SGD step with clip, trusted": "in SGD's step, trust_backward",
+    "Adam step with clip, trusted": "in Adam's step, trust_backward",
 }
 
 
@@ -54,7 +63,7 @@ def speed(file: Path) -> str:
             rows[(suite, mode, baseline)][cell] = by_shape
     cells = sorted({cell for row in rows.values() for cell in row})
     lines = [
-        f"Speed-up over the baseline: geometric mean over the shapes (worst to best). {_where(environment, results)}, "
+        f"Speed-up over the baseline: geometric mean over the shapes (worst to best, where there are several). {_where(environment, results)}, "
         f"torch {environment['torch']}, {environment['date']}; {_link(file)}.\n",
         "| what | against | " + " | ".join(cell.upper() for cell in cells) + " |",
         "|---|---|" + "---|" * len(cells),
@@ -63,9 +72,8 @@ def speed(file: Path) -> str:
         texts = []
         for cell in cells:
             ratios = [ratio for ratio, _, _ in row.get(cell, {}).values()]
-            texts.append(
-                f"**{geometric_mean(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
-            )
+            shown = f"**{geometric_mean(ratios):.2f}x**" if ratios else ""
+            texts.append(f"{shown} ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else shown)
         lines.append(f"| {suite}, {_MODES[mode]} | {baseline} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -101,13 +109,14 @@ def training(files: list[Path]) -> str:
 
 
 def _speed_files() -> list[Path]:
-    """Results of benchmarks.run that have a row here, those in folders (as of gpu_check.sh) included."""
-    found = []
+    """Results of benchmarks.run that have a row here, those in folders (as of gpu_check.sh) included; most shapes first."""
+    found: dict[Path, int] = {}
     for file in sorted(RESULTS.rglob("*.json")):
         results = json.loads(file.read_text()).get("results", [])  # records of gpu_check's stages have none
-        if any(r.get("suite") in _SUITES and r["mode"] in _MODES for r in results):
-            found.append(file)
-    return found
+        rows = [r for r in results if r.get("suite") in _SUITES and r["mode"] in _MODES]
+        if rows:
+            found[file] = len(rows)
+    return sorted(found, key=lambda file: -found[file])
 
 
 def _pictures() -> list[Path]:
