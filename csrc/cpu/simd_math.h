@@ -99,14 +99,15 @@ FASTRNN_INLINE Vec<T> approximate_reciprocal(Vec<T> x) {
 }
 
 // a / (big + small), where their sum and its reciprocal are positive and normal. One step of refinement takes back what the
-// reciprocal and the sum have lost to rounding. The residual takes the summands one by one: where `small` is the smaller, the first
-// difference is exact; else what it loses does not matter to those who call.
+// division loses to rounding, and the sum where `big` is the larger; else that does not matter to those who call.
 template <typename T>
 FASTRNN_INLINE Vec<T> quotient(Vec<T> a, T big, Vec<T> small) {
   using V = Vec<T>;
-  const V reciprocal = approximate_reciprocal(V(big) + small);
-  const V value = a * reciprocal;
-  const V residual = (a - value * V(big)) - value * small;
+  const V sum = V(big) + small;
+  const V lost = (V(big) - sum) + small;
+  const V reciprocal = approximate_reciprocal(sum);
+  const V value = kHasFma ? a * reciprocal : a / sum;
+  const V residual = kHasFma ? (a - value * sum) - value * lost : -(value * lost);
   return value + reciprocal * residual;
 }
 
