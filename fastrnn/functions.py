@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fastrnn import gradient_sums, ops, recording
+from fastrnn import gradient_sums, ops, products, recording
 from fastrnn.apply import may_be_differentiated, remember_signature
 from fastrnn.reference import Forward
 
@@ -88,7 +88,7 @@ def _layer_forward(
         else:
             biases[d] = [b_ih, b_hh]
     keeps_gates = options.save and cell in ("lstm", "gru")
-    gates = ops.project(
+    gates = products.project(
         options.backend, _without_padding(x, lengths, offsets), w.w_ih, biases, transient=not keeps_gates
     )
     return ops.recurrence_forward(
@@ -172,7 +172,7 @@ def _layer_backward(
         grad_w: list[Tensor | None] = [None] * count
         if wanted[0]:
             pair = (grad_gates.flatten(0, -2), flat_x)
-            grad_w[0] = ops.weight_gradient(backend, [[pair]], squares_of[0])
+            grad_w[0] = products.weight_gradient(backend, [[pair]], squares_of[0])
         if wanted[1]:
             if cell == "gru":
                 assert grads.grad_n_h is not None
@@ -180,7 +180,7 @@ def _layer_backward(
             else:
                 parts = [grad_gates]
             groups = [_recurrent_pairs(part, d, h_prev, forward.y, h0) for part in parts]
-            grad_w[1] = ops.weight_gradient(backend, groups, squares_of[1])
+            grad_w[1] = products.weight_gradient(backend, groups, squares_of[1])
         if w.b_ih:
             grad_b_ih = grads.grad_bias[d, :gate_size]
             grad_b_hh = grad_b_ih
@@ -192,7 +192,7 @@ def _layer_backward(
         if w.w_hr and wanted[-1]:
             assert grads.grad_h is not None and forward.hidden is not None
             pair = (grads.grad_h[d].flatten(0, -2), forward.hidden[d].flatten(0, -2))
-            grad_w[-1] = ops.weight_gradient(backend, [[pair]], squares_of[-1])
+            grad_w[-1] = products.weight_gradient(backend, [[pair]], squares_of[-1])
         grad_weights.extend(grad_w)
     grad_weights = [None if g is None else g.to(master.dtype) for g, master in zip(grad_weights, weights, strict=True)]
     if squares is not None:
@@ -201,7 +201,7 @@ def _layer_backward(
                 ops.sum_of_squares([grad], [], total)
 
     return _Gradients(
-        x=ops.input_gradient(backend, grads.grad_gates, w.w_ih) if needs_x else None,
+        x=products.input_gradient(backend, grads.grad_gates, w.w_ih) if needs_x else None,
         h0=grads.grad_h0,
         c0=grads.grad_c0,
         weights=grad_weights,

@@ -1,4 +1,4 @@
-"""The operators of one layer's recurrence: allocation around ``torch.ops.fastrnn.*``, and the large matrix products.
+"""The operators of one layer's recurrence: allocation around ``torch.ops.fastrnn.*``.
 
 Each function takes the backend's name and has the reference's signature and results (``fastrnn.reference``), so that the
 autograd functions are written once. The C++ operators only fill tensors they are given; they never allocate.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from fastrnn.scratch import new_scratch
 DROPOUT_SITES = ("state", "candidate")
 CLIP_MODES = (None, "norm", "value")
 
-_NAMESPACES = {"cpu": "fastrnn", "cuda": "fastrnn", "emulated": "fastrnn_emulated"}
+NAMESPACES = {"cpu": "fastrnn", "cuda": "fastrnn", "emulated": "fastrnn_emulated"}
 
 
 def register_operators(namespace: str) -> None:
@@ -65,7 +64,7 @@ def below_autograd() -> contextlib.AbstractContextManager[None]:
 
 
 def _operator(backend: str, name: str) -> Any:
-    return _operators[_NAMESPACES[backend], name]
+    return _operators[NAMESPACES[backend], name]
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -108,11 +107,6 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     by_matmul = num_directions * batch * hidden_size * numbers
     num_bytes = 7 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
-
-
-def device_limits(backend: str, index: int) -> list[int]:
-    """What a plan has to know of a device (csrc/ops/schema.h: device_limits)."""
-    return list(getattr(torch.ops, _NAMESPACES[backend]).device_limits(index))
 
 
 def rnn_uses_tf32() -> bool:
@@ -301,115 +295,3 @@ def recurrence_backward(
     return Backward(
         grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, h_prev if h_prev is not None else y, norms, clipped
     )
-
-
-# --------------------------------------------------------------------------------------------------- large products
-
-
-def _plain_matmul(a: Tensor, b: Tensor, biases: Sequence[Tensor]) -> Tensor:
-    """``a @ b`` plus biases, in the compute type."""
-    acc = compute_dtype(a.dtype)
-    out = a.to(acc) @ b.to(acc)
-    for bias in biases:
-        out = out + bias.to(acc)
-    return out.to(a.dtype)
-
-
-# The operator wants rows or columns without gaps. Operands are made so where they enter, without a look at their strides, which
-# torch.compile cannot trace in backward.
-
-
-def _into(
-    backend: str,
-    a: Tensor,
-    b: Tensor,
-    biases: Sequence[Tensor],
-    out: Tensor,
-    accumulate: bool = False,
-    squares: Tensor | None = None,
-) -> None:
-    if backend == "cpu":
-        torch.ops.fastrnn.matmul.default(a, b, [bias.contiguous() for bias in biases], out, accumulate, squares)
-    elif accumulate:
-        out.addmm_(a, b)
-    elif biases:
-        out.copy_(torch.addmm(sum(biases[1:], biases[0]), a, b))
-    else:
-        out.copy_(a @ b)
-
-
-def project(
-    backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]], *, transient: bool = False
-) -> Tensor:
-    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H].
-
-    ``transient``: the caller is done with it before the next call of this thread.
-    """
-    flat = x.contiguous().view(-1, x.size(-1)) if x.numel() else x.reshape(x.shape[:-1].numel(), x.size(-1))
-    if backend in ("reference", "emulated"):
-        out = torch.stack([_plain_matmul(flat, w.t(), bias) for w, bias in zip(w_ih, biases, strict=True)])
-    elif backend == "cuda" and len(w_ih) == 1:
-        out = torch.addmm(sum(biases[0][1:], biases[0][0]), flat, w_ih[0].t()) if biases[0] else flat @ w_ih[0].t()
-    else:
-        shape = (len(w_ih), flat.size(0), w_ih[0].size(0))
-        out = new_scratch(flat, shape) if transient else flat.new_empty(shape)
-        for d, (w, bias) in enumerate(zip(w_ih, biases, strict=True)):
-            _into(backend, flat, w.t(), bias, out[d])
-    return out.reshape(len(w_ih), *x.shape[:-1], w_ih[0].size(0))
-
-
-def input_gradient(backend: str, grad_gates: Tensor, w_ih: list[Tensor]) -> Tensor:
-    """The gradient of :func:`project`'s ``x``: the sum over directions of ``grad_gates[d] @ w_ih[d]``, [*rows, I]."""
-    flat = grad_gates.flatten(1, -2)
-    if backend in ("reference", "emulated"):
-        acc = compute_dtype(flat.dtype)
-        out = sum(flat[d].to(acc) @ w.to(acc) for d, w in enumerate(w_ih))
-        assert isinstance(out, Tensor)
-        out = out.to(flat.dtype)
-    elif backend == "cuda" and len(w_ih) == 1:
-        out = flat[0] @ w_ih[0]
-    else:
-        out = flat.new_empty((flat.size(1), w_ih[0].size(1)))
-        for d, w in enumerate(w_ih):
-            _into(backend, flat[d], w, [], out, accumulate=d > 0)
-    return out.reshape(*grad_gates.shape[1:-1], w_ih[0].size(1))
-
-
-def weight_gradient(
-    backend: str, groups: Sequence[Sequence[tuple[Tensor, Tensor]]], squares: Tensor | None = None
-) -> Tensor:
-    """The rows of a weight's gradient, one group of pairs after the other.
-
-    A group of ``grad`` [n, rows] and ``operand`` [n, columns] gives ``sum(grad.T @ operand)``. What comes out is one tensor of its
-    own.
-
-    Args:
-        squares: (1,) float64, zero: becomes the result's sum of squares. On the CPU the products themselves take it; elsewhere a
-            kernel right after them does, while a GPU has the result in its cache.
-    """
-    if backend == "cpu":
-        return _weight_gradient_by_operator(backend, groups, squares)
-    if backend in ("reference", "emulated"):
-        acc = compute_dtype(groups[0][0][0].dtype)
-        parts = [sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs) for pairs in groups]
-        out = torch.cat([cast(Tensor, part).to(groups[0][0][0].dtype) for part in parts])
-    elif len(groups) == 1 and len(groups[0]) == 1:
-        out = groups[0][0][0].t() @ groups[0][0][1]
-    else:
-        out = _weight_gradient_by_operator(backend, groups, None)
-    if squares is not None:
-        sum_of_squares([out], [], squares)
-    return out
-
-
-def _weight_gradient_by_operator(
-    backend: str, groups: Sequence[Sequence[tuple[Tensor, Tensor]]], squares: Tensor | None
-) -> Tensor:
-    num_rows = [pairs[0][0].size(1) for pairs in groups]
-    grad, operand = groups[0][0]
-    out = grad.new_empty((sum(num_rows), operand.size(1)))
-    for rows, pairs in zip(out.split(num_rows), groups, strict=True):
-        for position, (grad, operand) in enumerate(pairs):
-            last = position == len(pairs) - 1
-            _into(backend, grad.t(), operand, [], rows, accumulate=position > 0, squares=squares if last else None)
-    return out

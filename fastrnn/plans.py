@@ -24,7 +24,9 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     from fastrnn import _C
 
     index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
-    major, minor, multiprocessors, shared_per_block, *clusters = ops.device_limits(backend, index)
+    major, minor, multiprocessors, shared_per_block, *clusters = getattr(
+        torch.ops, ops.NAMESPACES[backend]
+    ).device_limits(index)
     return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters)
 
 

@@ -3,21 +3,14 @@
 #include <cstddef>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "pages.h"
 
 namespace fastrnn::cpu {
 namespace {
 
-constexpr int64_t kLine = 64;
-constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr std::align_val_t kAlignment{64};
 constexpr int64_t kLeastKept = int64_t{256} << 10;
 constexpr int64_t kMostKept = int64_t{64} << 20;  // in all, a thread's
-
-std::align_val_t alignment_of(int64_t bytes) {
-  return std::align_val_t{static_cast<std::size_t>(bytes >= kHugePage ? kHugePage : kLine)};
-}
 
 struct Block {
   void* data = nullptr;
@@ -25,16 +18,12 @@ struct Block {
 };
 
 Block allocate_block(int64_t bytes) {
-  if (bytes >= kHugePage) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  const Block block{::operator new(static_cast<std::size_t>(bytes), alignment_of(bytes)), bytes};
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  // A wish: what the system makes of it changes nothing but the time.
-  if (bytes >= kHugePage) (void)madvise(block.data, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
-#endif
+  const Block block{::operator new(static_cast<std::size_t>(bytes), kAlignment), bytes};
+  prefer_huge_pages(block.data, block.bytes);
   return block;
 }
 
-void free_block(const Block& block) { ::operator delete(block.data, alignment_of(block.bytes)); }
+void free_block(const Block& block) { ::operator delete(block.data, kAlignment); }
 
 // Blocks of earlier calls of this thread.
 class Kept {

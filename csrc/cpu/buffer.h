@@ -1,7 +1,7 @@
 // Scratch memory of one call, aligned to cache lines and not initialised.
 //
 // A thread keeps what its calls have freed, large blocks up to 64 MB, for the next ones: fresh from the system, each 4 KB would cost
-// a page fault, at hidden size 1024 a tenth of a call. Blocks of 2 MB and more ask for huge pages.
+// a page fault.
 #pragma once
 
 #include <cstdint>

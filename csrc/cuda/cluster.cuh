@@ -32,8 +32,7 @@ class ClusterBase : public TeamBase<Op, kN_> {
     double* parts = shared_.parts + round % 2 * tiling_.team_size * Base::kSamples;
     MBarrier* barrier = shared_.barriers + 2 + round % 2;
     if (threadIdx.x < Base::kSamples) {
-      double sum = 0;
-      for (int i = 0; i < tiling_.unit_warps; ++i) sum += shared_.sums[i * Base::kSamples + threadIdx.x];
+      const double sum = this->sum_of_block(tiling_, shared_.sums);
       uint2 words;
       memcpy(&words, &sum, 8);
       double* part = parts + rank_ * Base::kSamples + threadIdx.x;

@@ -101,6 +101,12 @@ class TeamBase {
         for (int j = 0; j < 2; ++j) sums[warp * kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j];
     __syncthreads();
   }
+  // Then, of sample threadIdx.x: the sum over the block's units.
+  FASTRNN_DEVICE static double sum_of_block(const Tiling& tiling, const double* sums) {
+    double sum = 0;
+    for (int i = 0; i < tiling.unit_warps; ++i) sum += sums[i * kSamples + threadIdx.x];
+    return sum;
+  }
   // The sum over `count` rows of [.][kSamples], of this thread's samples, in fixed order.
   template <typename Load>
   FASTRNN_DEVICE static void load_sums(double (&value)[kN][2], int count, Load load) {
@@ -221,11 +227,8 @@ class GridTeam : public TeamBase<Op, kN_> {
   // This block's part, for the others; then, when all have come, the sum.
   FASTRNN_DEVICE void store_part(int turn, double (&value)[kN][2]) {
     this->store_sums(value, tiling_, shared_.sums);
-    if (threadIdx.x < Base::kSamples) {
-      double sum = 0;
-      for (int i = 0; i < tiling_.unit_warps; ++i) sum += shared_.sums[i * Base::kSamples + threadIdx.x];
-      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] = sum;
-    }
+    if (threadIdx.x < Base::kSamples)
+      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] = this->sum_of_block(tiling_, shared_.sums);
   }
   FASTRNN_DEVICE void load_total(int turn, double (&value)[kN][2]) {
     this->load_sums(value, tiling_.team_size, [&](int i) { return load_l2(parts(turn) + i); });
