@@ -60,13 +60,17 @@ class PackedMatrix {
   using Traits = FactorTraits<Factor>;
 
  public:
-  void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k) {
+  // `cache_bytes`: the second-level caches of the threads that divide the outputs among them.
+  void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k, int64_t cache_bytes) {
     num_outputs_ = num_outputs;
     num_gates_ = num_gates;
     num_k_ = num_k;
     size_ = num_vectors<Factor>(num_outputs) * V::kLanes * num_gates * num_factors<Factor>(num_k);
+    outgrows_cache_ = size_ * static_cast<int64_t>(sizeof(Factor)) > cache_bytes;
     data_.allocate(directions * size_ * static_cast<int64_t>(sizeof(Factor)));
   }
+
+  bool outgrows_cache() const { return outgrows_cache_; }
 
   Factor* panel(int64_t direction, int64_t first_vector) const {
     return data_.as<Factor>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_factors<Factor>(num_k_);
@@ -113,6 +117,7 @@ class PackedMatrix {
  private:
   int64_t num_outputs_ = 0, num_k_ = 0, size_ = 0;
   int num_gates_ = 1;
+  bool outgrows_cache_ = false;
   Buffer data_;
 };
 

@@ -2,7 +2,9 @@
 //
 // Panels. The matrix [k, outputs] is cut into panels of up to kMaxVectors vectors of outputs; a panel is contiguous,
 // [k][vector][lane], so that the inner loop reads it as a stream. A tile keeps rows x vectors sums in registers. Panels are
-// walked in pieces of k small enough for the first-level cache, each used for all rows before the next.
+// walked in pieces of k small enough for the first-level cache, each used for all rows before the next. Where a step's panels
+// outgrow the second-level cache, the multiplications with one piece fetch the next: by itself it would come while only the
+// first rows are multiplied, and they would wait for it.
 //
 // Sums are formed in an order that depends on the sizes alone, so two runs agree to the bit.
 #pragma once
@@ -34,10 +36,29 @@ constexpr int tile_sets(int num_rows, int num_vectors) {
 template <typename Factor>
 using ElementOf = typename FactorTraits<Factor>::Element;
 
+// The next piece on its way to the second-level cache, divided among the tiles of this one: some bytes at every step of k.
+class PieceAhead {
+ public:
+  FASTRNN_INLINE PieceAhead(const void* piece, int64_t step_bytes)
+      : from_(static_cast<const char*>(piece)), step_bytes_(step_bytes) {}
+  FASTRNN_INLINE void fetch(int64_t k) const { __builtin_prefetch(from_ + k * step_bytes_, 0, 2); }
+  FASTRNN_INLINE void next_tile(int64_t steps) { from_ += steps * step_bytes_; }
+
+ private:
+  const char* from_;
+  int64_t step_bytes_;
+};
+// Panels that are near enough anyway.
+struct NothingAhead {
+  FASTRNN_INLINE NothingAhead(const void*, int64_t) {}
+  FASTRNN_INLINE void fetch(int64_t) const {}
+  FASTRNN_INLINE void next_tile(int64_t) {}
+};
+
 // out[row][vector][lane] (+)= a[row][k] panel[k][vector][lane]
-template <int kRows, int kVectors, typename Factor>
+template <int kRows, int kVectors, typename Factor, typename Ahead>
 FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel, int64_t num_k,
-                                 typename AccOf<Factor>::type* out, bool accumulate) {
+                                 typename AccOf<Factor>::type* out, bool accumulate, Ahead ahead) {
   using V = Vec<typename AccOf<Factor>::type>;
   using Traits = FactorTraits<Factor>;
   constexpr int kSets = tile_sets(kRows, kVectors);
@@ -54,6 +75,7 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
   const auto add = [&](int set, int64_t k, auto steps) __attribute__((always_inline)) {
     const Factor* const column = panel + k * (kVectors * V::kLanes);
     const ElementOf<Factor>* const from = a + k * Traits::kSteps;
+    ahead.fetch(k);
     if constexpr (kRows < kVectors) {
       Vec<Factor> factors[kRows];
 #pragma GCC unroll 8
@@ -98,14 +120,14 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
     }
 }
 
-template <int kVectors, int kRows, typename Factor>
+template <int kVectors, int kRows, typename Factor, typename Ahead>
 FASTRNN_INLINE void product_last_rows(int num_rows, const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel,
-                                      int64_t num_k, typename AccOf<Factor>::type* out, bool accumulate) {
+                                      int64_t num_k, typename AccOf<Factor>::type* out, bool accumulate, Ahead ahead) {
   if constexpr (kRows > 0) {
     if (num_rows == kRows)
-      product_tile<kRows, kVectors>(a, a_stride, panel, num_k, out, accumulate);
+      product_tile<kRows, kVectors>(a, a_stride, panel, num_k, out, accumulate, ahead);
     else
-      product_last_rows<kVectors, kRows - 1>(num_rows, a, a_stride, panel, num_k, out, accumulate);
+      product_last_rows<kVectors, kRows - 1>(num_rows, a, a_stride, panel, num_k, out, accumulate, ahead);
   }
 }
 
@@ -116,37 +138,52 @@ inline int64_t piece_bytes() {
   return bytes;
 }
 
-template <int kVectors, typename Factor>
+template <int kVectors, typename Ahead, typename Factor>
 void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
                    typename AccOf<Factor>::type* out) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
+  constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
   // One tile reads the panel once: nothing to keep.
-  const int64_t piece =
-      num_rows <= kRows ? num_k : piece_bytes() / (kWidth * static_cast<int64_t>(sizeof(Factor))) * kSteps;
+  const int64_t piece = num_rows <= kRows ? num_k : piece_bytes() / kWidthBytes * kSteps;
+  const int64_t num_tiles = (num_rows + kRows - 1) / kRows, ahead_bytes = (kWidthBytes + num_tiles - 1) / num_tiles;
   int64_t k = 0;
   do {
     const int64_t count = num_k - k < piece ? num_k - k : piece;
+    const Factor* const from = panel + k / kSteps * kWidth;
+    Ahead ahead(from + count / kSteps * kWidth, ahead_bytes);
     int64_t row = 0;
-    for (; row + kRows <= num_rows; row += kRows)
-      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, panel + k / kSteps * kWidth, count,
-                                    out + row * kWidth, k > 0);
-    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), a + row * a_stride + k, a_stride,
-                                           panel + k / kSteps * kWidth, count, out + row * kWidth, k > 0);
+    for (; row + kRows <= num_rows; row += kRows) {
+      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, from, count, out + row * kWidth, k > 0, ahead);
+      ahead.next_tile(count / kSteps);
+    }
+    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), a + row * a_stride + k, a_stride, from,
+                                           count, out + row * kWidth, k > 0, ahead);
     k += count;
   } while (k < num_k);
 }
 
+template <typename Ahead, typename Factor>
+FASTRNN_INLINE void product_by_width(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
+                                     const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
+  switch (num_vectors) {
+    case 1: return product_panel<1, Ahead>(a, a_stride, num_rows, panel, num_k, out);
+    case 2: return product_panel<2, Ahead>(a, a_stride, num_rows, panel, num_k, out);
+    case 3: return product_panel<3, Ahead>(a, a_stride, num_rows, panel, num_k, out);
+    case 4: return product_panel<4, Ahead>(a, a_stride, num_rows, panel, num_k, out);
+  }
+}
+
 // out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
+// `fetches_ahead`: the panels come from beyond the second-level cache, and the next one lies behind this one.
 template <typename Factor>
 __attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
-  switch (num_vectors) {
-    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out);
-    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out);
-    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out);
-    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out);
-  }
+                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
+                                       bool fetches_ahead) {
+  if (fetches_ahead)
+    product_by_width<PieceAhead>(num_vectors, a, a_stride, num_rows, panel, num_k, out);
+  else
+    product_by_width<NothingAhead>(num_vectors, a, a_stride, num_rows, panel, num_k, out);
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -125,7 +125,7 @@ class Recurrence : public TeamJob {
     state_stride_ = padded_stride<Acc>(shape_.state_size);
     h_.allocate(states() * state_stride_ * sizeof(Acc));
     if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
-    packed_.allocate(shape_.directions, num_outputs, num_gates, num_k);
+    packed_.allocate(shape_.directions, num_outputs, num_gates, num_k, l2_bytes_ * split_.unit_groups);
     exchange_stride_ = padded_stride<Element>(num_k);
     exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
@@ -138,7 +138,7 @@ class Recurrence : public TeamJob {
   }
   // The product of a projection, with an exchange of its own.
   void share_projection(int64_t num_outputs, int64_t num_k) {
-    projection_.allocate(shape_.directions, num_outputs, 1, num_k);
+    projection_.allocate(shape_.directions, num_outputs, 1, num_k, l2_bytes_ * split_.unit_groups);
     projection_stride_ = padded_stride<Element>(num_k);
     projection_exchange_.allocate(states() * projection_stride_ * sizeof(Element));
   }

@@ -119,7 +119,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   void project_panel(int64_t live, int64_t v, int width) {
-    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_);
+    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_,
+            projection_.outgrows_cache());
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
@@ -177,7 +178,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   }
 
   void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
-    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_);
+    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_,
+            packed_.outgrows_cache());
     const bool last = v + width >= units_.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
