@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.plans import CELLS, DEVICES, SCALARS
+from benchmarks.devices import CELLS, DEVICES, SCALARS
 from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
 from fastrnn import _C
 
