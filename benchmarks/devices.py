@@ -17,7 +17,14 @@ SCALARS = {"bfloat16": (3, False), "tf32": (0, True), "float32": (0, False), "fl
 
 
 def plan(
-    device: str, cell: str, arithmetic: str, batch: int, steps: int, hidden_size: int, backward: bool, directions: int = 1
+    device: str,
+    cell: str,
+    arithmetic: str,
+    batch: int,
+    steps: int,
+    hidden_size: int,
+    backward: bool,
+    directions: int = 1,
 ) -> _C.Plan:
     """The fastest, with FASTRNN_PLANS=all."""
     scalar, tf32 = SCALARS[arithmetic]

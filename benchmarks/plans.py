@@ -43,7 +43,10 @@ def rows(device: str) -> list[str]:
 
 
 def markdown() -> str:
-    text = "# Predicted plans\n\nFrom the cost model of csrc/plan.cpp, with FASTRNN_PLANS=all. Not measured.\n\n" + targets.markdown()
+    text = (
+        "# Predicted plans\n\nFrom the cost model of csrc/plan.cpp, with FASTRNN_PLANS=all. Not measured.\n\n"
+        + targets.markdown()
+    )
     for device in DEVICES:
         text += f"\n## {device}\n\n" + "\n".join(rows(device)) + "\n"
     return text

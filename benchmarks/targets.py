@@ -54,7 +54,11 @@ class Target(NamedTuple):
         return 2 * rows * NUM_GATES[cell.lower()] * self.hidden_size * (3 * self.mean_input_size() + self.hidden_size)
 
 
-STANDARD, PERSIST, SMALL = "STANDARD", "PERSIST_STATIC", "SMALL_H"  # cuDNN's algorithms; the last, too, is PERSIST_STATIC
+STANDARD, PERSIST, SMALL = (
+    "STANDARD",
+    "PERSIST_STATIC",
+    "SMALL_H",
+)  # cuDNN's algorithms; the last, too, is PERSIST_STATIC
 TARGETS = (
     *((shape, ("bfloat16", "tf32")) for shape in (
         Target(1, 512, 512),
@@ -98,7 +102,7 @@ def algorithm(target: Target, cell: str, arithmetic: str, backward: bool) -> str
         return SMALL
     aligned = hidden % 128 == 0 and (target.input_size or hidden) % 128 == 0 and batch % 8 == 0
     alone = target.layers == target.directions == 1
-    cell_allows = cell == "LSTM" or cell == "RNN" and (batch < 96 or hidden < 896)
+    cell_allows = cell == "LSTM" or (cell == "RNN" and (batch < 96 or hidden < 896))
     if arithmetic == "float16" and aligned and alone and cell_allows and hidden <= 1024 and batch <= 128:
         return PERSIST
     return STANDARD
@@ -279,7 +283,9 @@ COLUMNS = (
 
 
 def _table(header: str, lines: Iterable[str]) -> str:
-    return "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {line} |" for line in lines)]) + "\n"
+    return (
+        "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {line} |" for line in lines)]) + "\n"
+    )
 
 
 def _verdict(name: str, found: list[Row], goal: Goal) -> str:
