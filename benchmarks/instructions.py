@@ -20,8 +20,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.plans import CELLS, DEVICES, SCALARS
+from benchmarks.devices import CELLS, DEVICES, SCALARS
 from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
+from benchmarks.step_time import CYCLES, Chain, beside_product
 from fastrnn import _C
 
 KINDS = {  # what is counted: a name, and the instructions that it matches
@@ -36,7 +37,10 @@ KINDS = {  # what is counted: a name, and the instructions that it matches
     "generic load, narrower": r"LD\b(?!.*\.128)",
     "load of a byte": r"LD[GS]?\b.*\.[US]8",  # one of those above
     "copy to shared": r"LDGSTS",
-    "global store": r"STG",
+    "shared 16 B store": r"STS\.128",
+    "shared store, narrower": r"STS(?!\.128)",
+    "global 16 B store": r"STG\b.*\.128",
+    "global store, narrower": r"STG\b(?!.*\.128)",
     "barrier": r"BAR\b",
     "mbarrier": r"SYNCS",
     "16 B push to peer": r"STAS\.128",
@@ -60,6 +64,7 @@ class Step(NamedTuple):
     """The loop over the steps: instructions by part of it and kind."""
 
     counts: dict[str, Counter[str]]
+    beside_product: Chain | None = None  # forward: from the product to the first push, at the reference
 
     @property
     def matrix_of_a_chunk(self) -> int:
@@ -84,7 +89,14 @@ def _count(instructions: Iterable[Instruction]) -> Counter[str]:
     return counts
 
 
-def step_of(instructions: Sequence[Instruction]) -> Step:
+class StepLoops(NamedTuple):
+    step: set[int]  # indices of the loop over the steps
+    from_shared: set[int]  # loops within it: a chunk of weights each
+    from_memory: set[int]
+    others: set[int]
+
+
+def loops_of(instructions: Sequence[Instruction]) -> StepLoops:
     """
     Raises:
         ValueError: the code is not built as this file's first lines say.
@@ -107,14 +119,22 @@ def step_of(instructions: Sequence[Instruction]) -> Step:
         raise ValueError(
             f"{len(from_shared)} loops multiply from shared memory and {len(from_memory)} from memory, expected one of each"
         )
-    of_parts = {PARTS[1]: from_shared[0], PARTS[2]: from_memory[0]}
-    others = set().union(*(loop for loop in found if loop < step and loop not in of_chunks)) - from_memory[0]
-    of_parts[PARTS[3]] = others - from_shared[0]
-    of_parts[PARTS[0]] = step - set().union(*of_parts.values())
+    others = set().union(*(loop for loop in found if loop < step and loop not in of_chunks))
+    return StepLoops(step, from_shared[0], from_memory[0], others - from_memory[0] - from_shared[0])
+
+
+def step_of(instructions: Sequence[Instruction]) -> Step:
+    """
+    Raises:
+        ValueError: as loops_of.
+    """
+    step, *in_loops = loops_of(instructions)
+    of_parts = dict(zip(PARTS[1:], in_loops, strict=True))
+    of_parts[PARTS[0]] = step - set().union(*in_loops)
     counts = {part: _count(instructions[index] for index in sorted(of_parts[part])) for part in PARTS}
-    written_out, *in_loops = (counts[part]["matrix"] for part in PARTS[:3])
-    if in_loops[0] != in_loops[1] or written_out % in_loops[0]:
-        raise ValueError(f"{written_out} matrix instructions are written out, the loops over chunks have {in_loops}")
+    written_out, *matrix = (counts[part]["matrix"] for part in PARTS[:3])
+    if matrix[0] != matrix[1] or written_out % matrix[0]:
+        raise ValueError(f"{written_out} matrix instructions are written out, the loops over chunks have {matrix}")
     found_step = Step(counts)
     pushes = [counts[part]["16 B push to peer"] for part in PARTS[:3]]
     if pushes != [found_step.register_chunks * pushes[1], pushes[1], pushes[1]]:
@@ -225,9 +245,47 @@ def _pushed(name: Name, step: Step, plan: _C.Plan) -> tuple[int, int]:
     return pushes, pushes * plan["unit_warps"] * LANES * 8
 
 
+def _chain(name: Name, kernel: Kernel) -> Chain | None:
+    """None in backward, and where there is no plan."""
+    plan = name.plan()
+    if name.direction == "backward" or plan is None:
+        return None
+    step, from_shared, from_memory, _ = loops_of(kernel.instructions)
+    tiles = 2 if name.cell == "LSTM" else GATES[name.cell]
+    sums = (plan["splits"] - 1) * tiles * name.batch_tiles
+    return beside_product(kernel, step, from_shared | from_memory, sums)
+
+
+def _chain_row(name: Name, chain: Chain) -> str:
+    plan = name.plan()
+    assert plan is not None
+    of_plan = re.search(r"\bcell ([\d.]+)", plan["bound"])
+    return " | ".join([
+        str(name), str(plan["splits"]), str(chain.instructions), str(chain.cycles), f"{chain.cycles / CYCLES:.2f}",
+        of_plan[1] if of_plan else "",
+    ])  # fmt: skip
+
+
 def _operand_loads(name: Name) -> int:
     """16-byte loads of a chunk of the operand, beside those of the weights: ldmatrix, which tf32 cannot use."""
     return name.batch_tiles if name.arithmetic == "bfloat16" else 0
+
+
+def _sixteen_bytes(steps: dict[Name, Step]) -> str:
+    """A sentence on the loads of a chunk of weights in shared memory."""
+    wide, narrow, operand = 0, 0, 0
+    for name, step in steps.items():
+        counts = step.counts[PARTS[1]]
+        loads = counts["shared 16 B load"] + counts["generic 16 B load"] - _operand_loads(name)
+        wide += loads
+        of_operand = 0 if name.arithmetic == "bfloat16" else 4 * name.batch_tiles
+        others = counts["shared load, narrower"] + counts["generic load, narrower"]
+        operand += min(others, of_operand)
+        narrow += max(0, others - of_operand)
+    return (
+        f"Weights in shared memory are read by 16 bytes: {wide} loads in all chunks' loops, and {narrow} narrower ones; tf32 reads its "
+        f"operand by words, {operand}."
+    )
 
 
 def _read_by_bytes(steps: dict[Name, Step]) -> str:
@@ -283,11 +341,25 @@ before shared memory is.
             [row for row, _ in compared],
         )
     }
+## Beside the product
+
+What a warp of forward goes through from the product to the first push, at the same sizes: instructions, and the cycles that the
+compiler's own stall counts and published latencies make of them (benchmarks/step_time.py), at {
+        CYCLES
+    } a microsecond. `plan`: what
+csrc/plan.cpp counts for it, "cell".
+
+{
+        _table(
+            f"{HEADER} | splits | instructions | cycles | us | plan",
+            [_chain_row(name, chain) for name in order if (chain := steps[name].beside_product)],
+        )
+    }
 ## Of the code
 
 Each instruction once, both sides of branches, subroutines left out. `once a step` has the chunks in registers; `other loops` push
 h to peers, copy it, add the sums of splits or of a reduce-scatter, and wait. Generic loads are those of which the compiler does not
-know the memory. Loads of a byte are counted a second time.
+know the memory. Loads of a byte are counted a second time. {_sixteen_bytes(steps)}
 {_read_by_bytes(steps)}
 
 {_table(f"{HEADER} | part | {' | '.join(kinds)}", counted)}"""
@@ -298,7 +370,7 @@ def read(lines: Iterable[str]) -> dict[Name, Step]:
     for kernel in kernels(lines):
         if "recurrence_" in kernel.symbol and (name := Name.of(kernel, readable([kernel.symbol])[0])):
             try:
-                found[name] = step_of(kernel.instructions)
+                found[name] = step_of(kernel.instructions)._replace(beside_product=_chain(name, kernel))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     return found

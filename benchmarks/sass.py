@@ -20,12 +20,32 @@ class Instruction(NamedTuple):
     operands: str
 
 
+class Control(NamedTuple):
+    """What the compiler tells the scheduler with an instruction: of its 128 bits those from 105 on."""
+
+    stall: int  # cycles until the warp's next instruction
+    sets: int | None  # the barrier, of six, that is released when the result is there
+    frees: int | None  # that is released when the operands have been read
+    waits: tuple[int, ...]  # for these barriers, before it is issued
+
+    @classmethod
+    def decoded(cls, high: int) -> Control:
+        bits = high >> 41
+
+        def barrier(first: int) -> int | None:
+            return number if (number := bits >> first & 7) < 6 else None
+
+        return cls(bits & 15, barrier(5), barrier(8), tuple(i for i in range(6) if bits >> (11 + i) & 1))
+
+
 class Kernel(NamedTuple):
     arch: str
     symbol: str
     instructions: list[Instruction]
+    controls: dict[int, Control]  # by address
 
 
+_HIGH_HALF = re.compile(r"\s+/\* 0x([0-9a-f]{16}) \*/$")
 _INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P(?:\d+|T)) )?\s*([A-Z0-9_.]+)\s*([^;]*);")
 
 
@@ -61,12 +81,15 @@ def kernels(lines: Iterable[str]) -> Iterator[Kernel]:
                 kernel.instructions.append(
                     Instruction(int(address, 16), "" if always else guard, opcode, operands.strip())
                 )
+        elif match := _HIGH_HALF.match(line.rstrip()):
+            if kernel and kernel.instructions:
+                kernel.controls[kernel.instructions[-1].address] = Control.decoded(int(match[1], 16))
         elif match := re.match(r"\s*(?:arch = |\.target\s+)(sm_\w+)", line):
             arch = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):
             if kernel:
                 yield kernel
-            kernel = Kernel(arch, match[1], [])
+            kernel = Kernel(arch, match[1], [], {})
     if kernel:
         yield kernel
 
@@ -80,7 +103,7 @@ def readable(symbols: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- loops
 
 
-def _successors(instructions: Sequence[Instruction]) -> list[list[int]]:
+def successors(instructions: Sequence[Instruction]) -> list[list[int]]:
     """Of each instruction, by index. A call leads to what it calls and to what comes after it, a return nowhere: subroutines are in
     no loop, but a call that never returns, which the compiler writes for a far exit of a loop, is the jump that it is.
     """
@@ -106,20 +129,20 @@ def loops(instructions: Sequence[Instruction]) -> list[set[int]]:
 
     A loop is what can reach a branch back without passing the instruction that it goes back to.
     """
-    successors = _successors(instructions)
+    following = successors(instructions)
     predecessors: dict[int, list[int]] = defaultdict(list)
     branches_back: dict[int, list[int]] = defaultdict(list)
     open_, done = {0}, set()
-    path = [(0, iter(successors[0]))]
+    path = [(0, iter(following[0]))]
     while path:
         index, remaining = path[-1]
-        for following in remaining:
-            predecessors[following].append(index)
-            if following in open_:
-                branches_back[following].append(index)
-            elif following not in done:
-                open_.add(following)
-                path.append((following, iter(successors[following])))
+        for next_ in remaining:
+            predecessors[next_].append(index)
+            if next_ in open_:
+                branches_back[next_].append(index)
+            elif next_ not in done:
+                open_.add(next_)
+                path.append((next_, iter(following[next_])))
                 break
         else:
             path.pop()

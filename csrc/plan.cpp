@@ -20,8 +20,11 @@ constexpr double kClusterSync = 0.20;  // push to shared memory of peers, mbarri
 constexpr double kGridSync = 0.75;     // release/acquire counter in L2
 constexpr double kLaunchSync = 2.1;    // kernel boundary on a stream
 constexpr double kMatmulSync = 6;      // a small product of torch's: dispatch on the host, which the stream waits for
-constexpr double kPointwise = 0.15;    // cell, reduction, stores
-constexpr double kClock = 1755;        // cycles a microsecond
+// Sums of the splits and the cell, up to the first push, with one and with two tiles of samples: the stall counts of the machine
+// code (benchmarks/results/instructions.md, "Beside the product"), of forward; backward is counted as long.
+constexpr double kPointwise[] = {0.8, 1.15}, kGruPointwise[] = {1.0, 1.6};
+constexpr double kMatmulCell = 0.15;  // in a kernel of its own, whose launch is counted apart
+constexpr double kClock = 1755;       // cycles a microsecond
 // Bytes or multiply-adds a cycle and multiprocessor.
 constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
 constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
@@ -181,7 +184,7 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
        tiling.shared_chunks * double(per_chunk) * busy_warps / kWarps / kSharedBytes / kClock},
       {"weights from L2",
        (team == Team::kStepwise ? tiling.chunks : streamed_chunks) * double(per_chunk) / kL2Bytes / kClock},
-      {"cell", kPointwise},
+      {"cell", (num_gates(shape.cell) == 3 ? kGruPointwise : kPointwise)[candidate.batch_tiles - 1]},
       {"", 0},
   }};
   const int barriers = request.takes_norm ? 2 : 1;
@@ -231,7 +234,7 @@ Plan matmul_plan(const PlanRequest& request, const DeviceLimits& device) {
       {"products", double(shape.batch) * shape.directions * weights / rate / whole_device},
       {"weights from L2", shape.directions * weights * element_bytes / kL2Bytes / whole_device},
       {"launches", kLaunchSync * kernels + kMatmulSync * products * shape.directions},
-      {"cell", kPointwise + cell_bytes / kL2Bytes / whole_device},
+      {"cell", kMatmulCell + cell_bytes / kL2Bytes / whole_device},
       {"", 0},
   }};
   std::stable_sort(plan.costs.begin(), plan.costs.end(),

@@ -221,7 +221,7 @@ def test_other_teams_and_forward_gather_the_operand(team):
 def test_huge_sizes_do_not_overflow():
     plan = _C.plan(request(batch=2**33, steps=2**33), device("H100"))
     assert plan["team"] == "matmul"
-    plan = _C.plan(request(batch=2**20, hidden=64), device("H100"))
+    plan = _C.plan(request(batch=2**20, hidden=64, wanted="block"), device("H100"))
     assert plan["num_teams"] * plan["samples"] >= 2**20
 
 
