@@ -30,16 +30,23 @@ struct State {
   Acc c;  // LSTM alone
 };
 
-// For x >= 1. A division that rounds correctly takes a call on the device; this one is off by two units in the last place.
-FASTRNN_HD float reciprocal(float x) {
+#if defined(__CUDACC__)
+namespace cuda {  // intrinsics.cuh
+__device__ __forceinline__ float approximate_exp2(float x);
+__device__ __forceinline__ float approximate_reciprocal(float x);
+}  // namespace cuda
+#endif
+
+// On the device without what expf and a division do for arguments that do not occur here: the error is below 2^-22 of 1, and of
+// the result where that is not below 2^-10.
+FASTRNN_HD float sigmoid(float x) {
 #if defined(__CUDA_ARCH__)
-  return __fdividef(1.0f, x);
+  constexpr float kLog2OfE = 1.4426950408889634f;
+  return cuda::approximate_reciprocal(1.0f + cuda::approximate_exp2(x * -kLog2OfE));
 #else
-  return 1.0f / x;
+  return 1.0f / (1.0f + expf(-x));
 #endif
 }
-
-FASTRNN_HD float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 FASTRNN_HD double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 FASTRNN_HD float tanh(float x) { return ::tanhf(x); }
 FASTRNN_HD double tanh(double x) { return ::tanh(x); }

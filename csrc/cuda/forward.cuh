@@ -195,8 +195,9 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     add_splits<Acc, kN, kTiles>(sum, tiling, shared.partial);
 
     Acc extra[kN][V][2];
+    Element operands[kN][V][2];
+    // Without a branch, live or not, so that the chains of all cells run beside each other.
     for_own([&](int n, int v, int j) {
-      if (!is_live(n, v, j)) return;
       const Acc* tiles = sum[n][v / Tiles::kUnitsPerThread * Tiles::kTiles];
       Acc r[G], gates[G], of_x[G];
       FASTRNN_UNROLL
@@ -206,17 +207,29 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       }
       if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];
       const Acc keep = p.dropout_site == DropoutSite::kCandidate ? mask[n][v][j] : Acc(1);
-      state[n][v][j] = cell.forward(of_x, r, state[n][v][j], keep, gates, extra[n][v][j]);
+      const State<Acc> next = cell.forward(of_x, r, state[n][v][j], keep, gates, extra[n][v][j]);
+      const bool lives = is_live(n, v, j);
+      state[n][v][j].h = lives ? next.h : state[n][v][j].h;
+      state[n][v][j].c = lives ? next.c : state[n][v][j].c;
       if constexpr (G > 1) {
         FASTRNN_UNROLL
         for (int g = 0; g < G; ++g) store(&x[n][v][j][g], gates[g]);
       }
     });
+    if (owns_units)
+      unrolled<kN, V>([&](int n, int v) {
+        Acc h[2] = {state[n][v][0].h, state[n][v][1].h};
+        round_pair<Scalar>(h);
+        if (masks_state) {
+          h[0] *= mask[n][v][0], h[1] *= mask[n][v][1];
+          round_pair<Scalar>(h);
+        }
+        operands[n][v][0] = Op::operand(h[0]), operands[n][v][1] = Op::operand(h[1]);
+      });
     if (step + 1 < samples.longest) {
       if (owns_units)
         unrolled<kN, V>([&](int n, int v) {
-          team.publish(step + 1, n, unit_of(v), unit_of(v) < H, operand(state[n][v][0].h, mask[n][v][0]),
-                       operand(state[n][v][1].h, mask[n][v][1]));
+          team.publish(step + 1, n, unit_of(v), unit_of(v) < H, operands[n][v][0], operands[n][v][1]);
         });
       team.published();
     }

@@ -71,6 +71,22 @@ FASTRNN_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// ------------------------------------------------------------------------------------------------ special functions
+
+// Two to the power of x within two units in the last place.
+FASTRNN_DEVICE float approximate_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x within a unit in the last place; a subnormal x counts as zero, and so does a subnormal result.
+FASTRNN_DEVICE float approximate_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // ------------------------------------------------------------------------------------------------ asynchronous copies
 
 // Copies 16 bytes past L1, so that what other blocks wrote is seen; zeros where not `valid`.

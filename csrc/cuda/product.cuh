@@ -105,27 +105,32 @@ FASTRNN_DEVICE int first_chunk(const Tiling& tiling) {
 template <typename Acc, int kN, int kTiles>
 FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
   if (tiling.splits == 1) return;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int split = warp / tiling.unit_warps, unit_warp = warp % tiling.unit_warps;
   struct alignas(16) Sums {
     Acc value[4];
   };
-  const auto place = [&](int of_split, int n, int tile) -> Sums& {
-    const int index = ((of_split - 1) * tiling.unit_warps + unit_warp) * kN * kTiles + n * kTiles + tile;
-    return reinterpret_cast<Sums*>(partial)[index * kWarp + lane];
-  };
-  if (split != 0)
+  constexpr int kSums = kN * kTiles * kWarp;  // of a warp
+  const int warp = threadIdx.x / kWarp, unit_warp = warp & (tiling.unit_warps - 1);
+  Sums* first = reinterpret_cast<Sums*>(partial) + unit_warp * kSums + threadIdx.x % kWarp;
+  const int stride = tiling.unit_warps * kSums;  // from one split to the next
+  if (warp >= tiling.unit_warps)
     unrolled<kN, kTiles>([&](int n, int tile) {
       const Acc(&own)[4] = sum[n][tile];
-      place(split, n, tile) = {{own[0], own[1], own[2], own[3]}};
+      const int split = warp * tiling.splits / kWarps;  // warp / unit_warps, which takes longer
+      first[(split - 1) * stride + (n * kTiles + tile) * kWarp] = {{own[0], own[1], own[2], own[3]}};
     });
   __syncthreads();
-  if (split != 0) return;
-  for (int other = 1; other < tiling.splits; ++other)
-    unrolled<kN, kTiles>([&](int n, int tile) {
-      const Sums sums = place(other, n, tile);
+  if (warp >= tiling.unit_warps) return;
+  const auto add = [&]<int kOthers>() {
+    unrolled<kOthers, kN, kTiles>([&](int other, int n, int tile) {
+      const Sums sums = first[other * stride + (n * kTiles + tile) * kWarp];
       unrolled<4>([&](int i) { sum[n][tile][i] += sums.value[i]; });
     });
+  };
+  switch (tiling.splits) {
+    case 2: return add.template operator()<1>();
+    case 4: return add.template operator()<3>();
+    default: return add.template operator()<kWarps - 1>();
+  }
 }
 
 }  // namespace fastrnn::cuda

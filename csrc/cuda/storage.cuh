@@ -40,4 +40,16 @@ FASTRNN_DEVICE AccOf<Scalar> rounded(AccOf<Scalar> x) {
   return load(&stored);
 }
 
+// The same of two at once, which takes one instruction where each by itself may take a slow one.
+template <typename Scalar>
+FASTRNN_DEVICE void round_pair(AccOf<Scalar> (&x)[2]) {
+  if constexpr (std::is_same_v<Scalar, __nv_bfloat16>) {
+    const float2 stored = __bfloat1622float2(__floats2bfloat162_rn(x[0], x[1]));
+    x[0] = stored.x, x[1] = stored.y;
+  } else if constexpr (std::is_same_v<Scalar, __half>) {
+    const float2 stored = __half22float2(__floats2half2_rn(x[0], x[1]));
+    x[0] = stored.x, x[1] = stored.y;
+  }
+}
+
 }  // namespace fastrnn::cuda
