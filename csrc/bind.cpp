@@ -76,13 +76,13 @@ fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, i
 }
 
 fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,
-                                  int64_t state_size, int64_t directions, bool backward, bool takes_norm,
+                                  int64_t state_size, int64_t directions, bool backward, bool clips_norm,
                                   bool allows_tf32, const std::string& wanted, bool all_plans) {
   fastrnn::PlanRequest request{};
   request.shape = {steps,      batch,      steps * batch,           hidden_size,
                    state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar)};
   request.backward = backward;
-  request.takes_norm = takes_norm;
+  request.clips_norm = clips_norm;
   request.projects = state_size != hidden_size;
   request.allows_tf32 = allows_tf32;
   request.wanted = wanted;
@@ -106,7 +106,7 @@ PYBIND11_MODULE(_C, m) {
                                    "What a plan is asked for; cell and scalar as csrc/params.h numbers them.")
       .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),
            py::arg("batch"), py::arg("hidden_size"), py::arg("state_size"), py::arg("directions") = 1,
-           py::arg("backward") = false, py::arg("takes_norm") = false, py::arg("allows_tf32") = false,
+           py::arg("backward") = false, py::arg("clips_norm") = false, py::arg("allows_tf32") = false,
            py::arg("wanted") = "", py::arg("all_plans") = false);
   m.def(
       "plan",

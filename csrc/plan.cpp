@@ -184,7 +184,7 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       {"cell", kPointwise},
       {"", 0},
   }};
-  const int barriers = request.takes_norm ? 2 : 1;
+  const int barriers = request.clips_norm ? 2 : 1;
   double hand_on = received / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
   if (plan.scatters) hand_on += received / kSharedBytes / kClock + kBlockSync / 2;  // to add them; before the product
   switch (team) {

@@ -38,7 +38,7 @@ struct DeviceLimits {
 struct PlanRequest {
   Shape shape;
   bool backward;
-  bool takes_norm;   // the norm of the recurrent gradient is recorded or clipped
+  bool clips_norm;   // by the norm of the recurrent gradient, which is taken over the team at every step
   bool projects;     // proj_size
   bool allows_tf32;  // float32 products may be tf32
   // "block", "cluster", "grid", "stepwise" or "matmul": that or an error. Empty: the fastest of those that are safe.

@@ -18,7 +18,7 @@ class PlanRequest:
         state_size: int,
         directions: int = 1,
         backward: bool = False,
-        takes_norm: bool = False,
+        clips_norm: bool = False,
         allows_tf32: bool = False,
         wanted: str = "",
         all_plans: bool = False,

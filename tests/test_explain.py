@@ -51,16 +51,17 @@ def test_plans_that_wait_between_blocks_are_explained_where_they_are_allowed(mon
     assert "FASTRNN_PLANS=all" not in text
 
 
-def test_norms_are_part_of_what_is_planned(monkeypatch):
+def test_clipping_by_norm_is_part_of_what_is_planned_and_recording_is_not(monkeypatch):
     monkeypatch.setenv("FASTRNN_PLANS", "stepwise")
     if "emulated" not in BACKENDS:
         pytest.skip("no emulated kernels")
     x = torch.zeros(9, 16, 3, dtype=torch.bfloat16)
     with fastrnn.backend("emulated"):
-        off, on = (
+        off, recorded, on = (
             fastrnn.explain(fastrnn.LSTM(3, 300, dtype=torch.bfloat16, **options), x).split("\n")
-            for options in ({}, {"state_grad_clip": 1.0})
+            for options in ({}, {"record_state_grad_norms": True}, {"state_grad_clip": 1.0})
         )
+    assert recorded == off
     assert [line for line in on if line.startswith("forward")] == [line for line in off if line.startswith("forward")]
     assert [line for line in on if line.startswith("backward")] != [line for line in off if line.startswith("backward")]
 

@@ -119,10 +119,11 @@ def test_errors_are_those_of_the_arithmetic(kernels, plan, arithmetic, case, cli
             assert_error_ratio(our, low.to(dtype), true, 3, name)
 
 
+@pytest.mark.parametrize("clip", [None, "norm"])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan):
+def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan, clip):
     device = "cuda" if kernels == "cuda" else "cpu"
     layer = small_weights(
         Case(cell, "lengths", directions=2, site="state", steps=4, batch=10, hidden_size=50), torch.bfloat16, device
@@ -131,9 +132,32 @@ def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan):
     for seed in (1, 2**20, 2**40):
         if kernels == "emulated":
             torch.ops.fastrnn_emulated.set_seed(seed)
-        runs.append(run(layer, kernels, plan, "norm"))
+        runs.append(run(layer, kernels, plan, clip))
     assert_bit_equal(runs[1], runs[0])
     assert_bit_equal(runs[2], runs[0])
+
+
+def counted(function):
+    """(launches, threads that came to a __syncthreads) of a call on the emulated device."""
+    before = torch.ops.fastrnn_emulated.counts()
+    function()
+    return tuple(after - b for after, b in zip(torch.ops.fastrnn_emulated.counts(), before, strict=True))
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="what the emulator counts")
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_nobody_waits_for_a_norm_that_is_recorded_and_nothing_else(cell, plan):
+    layer = small_weights(Case(cell, "lengths", directions=2, batch=10, hidden_size=50), torch.bfloat16, "cpu")
+
+    def backward(**options):
+        inputs = layer.require_grad()
+        outputs = layer.apply("emulated", *inputs, plan=plan, **options)
+        return counted(lambda: gradients(outputs, inputs))
+
+    launches, arrivals = backward()
+    assert backward(slot=torch.zeros(1), record_key=987654) == (launches + 1, arrivals)
+    assert backward(clip_mode="norm", clip_threshold=0.3)[1] > arrivals
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

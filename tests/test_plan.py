@@ -235,5 +235,5 @@ def test_the_text_names_the_team_and_what_bounds_it():
 @pytest.mark.skipif(_library.build_info() is None, reason="not built")
 def test_normed_steps_cost_one_more_barrier():
     plain = _C.plan(request(wanted="grid", backward=True), device("H100"))
-    normed = _C.plan(request(wanted="grid", backward=True, takes_norm=True), device("H100"))
+    normed = _C.plan(request(wanted="grid", backward=True, clips_norm=True), device("H100"))
     assert normed["step_us"] > plain["step_us"]

@@ -135,7 +135,7 @@ void forward(const ForwardParams& params, const Run& run) {
 void backward(const BackwardParams& params, const Run& run) {
   PlanRequest request = request_of(params, run.plan);
   request.backward = true;
-  request.takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
+  request.clips_norm = params.clip_mode == ClipMode::kNorm;
   run_first_that_fits(params, request, run, matmul_backward,
                       [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
                         return kernels.backward(params, plan, device, run);

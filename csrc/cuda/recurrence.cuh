@@ -11,9 +11,10 @@
 
 namespace fastrnn::cuda {
 
-// `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward.
+// `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward; `records`: norms that are not clipped by.
 template <typename Op>
-Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums) {
+Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums,
+                        bool records) {
   using Acc = typename Op::Acc;
   const int64_t samples = int64_t{plan.batch_tiles} * kTileBatch;
   const int64_t rows = (num_rows + Op::kChunk - 1) / Op::kChunk * Op::kChunk;
@@ -29,6 +30,12 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
           static_cast<double*>(scratch.take(plan.num_teams * 2 * plan.tiling.team_size * samples * sizeof(double)));
   }
   if (num_sums > 0) workspace.bias = scratch.take(plan.tiling.num_slices * num_sums * sizeof(Acc));
+  if (records) {
+    SquareSums& sums = workspace.sums;
+    sums = {nullptr, plan.tiling.num_slices, shape.steps, (shape.hidden_size + kTileRows - 1) / kTileRows, samples};
+    sums.squares = static_cast<double*>(
+        scratch.take(plan.num_teams * sums.num_steps * sums.num_warps * sums.slice_size * sizeof(double)));
+  }
   return workspace;
 }
 
@@ -93,7 +100,7 @@ bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimit
   constexpr int kGroups = kIsBlock && GateTiles<Cell>::kPaired ? 2 : 1;
   const std::string what = "recurrence_forward of " + describe(params.shape);
   Scratch scratch(run, what);
-  const Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0);
+  const Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0, false);
   return run_plan<ForwardShared<Op, Cell, Team<Op, kN>, kGroups>>(
       "recurrence_forward", recurrence_forward<Op, Cell, Team, kN, kGroups>, params, plan, device, run, workspace,
       static_cast<int>(params.shape.steps), [](int) { return std::vector{Phase::kWhole}; });
@@ -107,28 +114,32 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   const int64_t num_sums = shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * shape.hidden_size;
   const std::string what = "recurrence_backward of " + describe(shape);
   Scratch scratch(run, what);
-  const Workspace workspace = cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums);
+  const bool clips_norm = params.clip_mode == ClipMode::kNorm, records = params.norms && !clips_norm;
+  const Workspace workspace =
+      cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums, records);
   Launch finish;
   finish.what = what;
   finish.stream = run.stream;
-  // Where a sample has no step, nothing is written.
+  // Where a sample has no step, nothing is written, but by finish_norms.
   const size_t recorded = shape.directions * shape.steps * shape.batch;
-  if (params.norms) check(finish, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
+  if (params.norms && clips_norm) check(finish, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
   if (params.clipped) check(finish, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
-  const bool takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
   const auto phases = [&](int turn) {
-    if (!takes_norm || turn == shape.steps) return std::vector{Phase::kWhole};
+    if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
   };
   if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
                                            device, run, workspace, static_cast<int>(shape.steps) + 1, phases))
     return false;
-  if (params.grad_bias) {
-    finish.threads = kThreads;
-    finish.grid = static_cast<int>((num_sums + kThreads - 1) / kThreads);
-    launch(finish, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
-           num_sums, int64_t{plan.tiling.num_slices});
-  }
+  finish.threads = kThreads;
+  const auto launch_over = [&](int64_t count, auto kernel, const auto&... arguments) {
+    finish.grid = static_cast<int>((count + kThreads - 1) / kThreads);
+    launch(finish, kernel, arguments...);
+  };
+  if (params.grad_bias)
+    launch_over(num_sums, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
+                num_sums, int64_t{plan.tiling.num_slices});
+  if (records) launch_over(recorded, finish_norms<Acc>, params, workspace.sums);
   return true;
 }
 

@@ -39,12 +39,20 @@ struct Tiling {
   Phase phase;
 };
 
+// What backward leaves of a norm that is recorded and nothing else: over the units of each warp, 16 of them, the sum of squares
+// of each sample of a slice at each of its steps that exists. About H / 2 bytes a step and sample.
+struct SquareSums {
+  double* squares;  // [D, num_slices, num_steps, num_warps, slice_size]; nullptr: there are none
+  int64_t num_slices, num_steps, num_warps, slice_size;
+};
+
 // Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
 struct Workspace {
-  void* exchange;      // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
-  void* carried_h;     // acc [D, B, H]               between launches
-  void* carried_c;     // acc [D, B, H]
-  double* norms;       // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient
+  void* exchange;   // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* carried_h;  // acc [D, B, H]               between launches
+  void* carried_c;  // acc [D, B, H]
+  double* norms;    // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient that is clipped
+  SquareSums sums;
   void* bias;          // acc [S, D, columns]         partial sums of grad_bias
   unsigned* counters;  // [D, S, 2, 32]               how many blocks have published, one cache line each
 };

@@ -237,6 +237,7 @@ struct Launch {
 
 struct Statistics {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t arrivals = 0;  // of threads at __syncthreads
 };
 inline Statistics statistics;
 

@@ -38,7 +38,7 @@ def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "matmul_float" if cases == "matmul" else f"{cell}_float"
+    unit = "matmul_float" if cases == "matmul" else f"{cell.replace('tanh', 'rnn')}_float"
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
 
 
@@ -62,9 +62,16 @@ MISTAKES = [
     kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
            "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
     kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask(n, v, j) : product", "product", ""),
-    kernel("norm without the loss scale", "backward.cuh", "sqrt(squares[n][j]) / scale", "sqrt(squares[n][j])", "grid", "gru"),
+    kernel("norm without the loss scale", "clip.cuh", "sqrt(squares) / scale", "sqrt(squares)", "grid", "gru"),
+    kernel("recorded norm of one warp's units", "slices.cuh", "warp < sums.num_warps;", "warp < 1;", "cluster"),
+    kernel("recorded norm of the step from the other end", "slices.cuh", "lives && d == 1 ?", "false ?", "block"),
+    kernel("recorded norm left as it was past a length", "slices.cuh",
+           "*at<Acc>(p.norms, (d * T + t) * B + sample) =", "if (lives) *at<Acc>(p.norms, (d * T + t) * B + sample) =", "stepwise", "tanh"),
+    kernel("recorded squares of all warps in one place", "backward.cuh", "step, first_unit / kTileRows)", "step, 0)", "grid"),
+    kernel("recorded squares of another slice", "backward.cuh", "sums, d, place.slice, step", "sums, d, 0, step", "block", "gru"),
+    kernel("norm not recorded where the gradient is clipped by value", "backward.cuh", "workspace.sums.squares && owns_units", "workspace.sums.squares && p.clip_mode != ClipMode::kValue && owns_units", "stepwise", "tanh"),
     kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
-    kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
+    kernel("value limit without the loss scale", "backward.cuh", "threshold = p.clip_threshold * scale", "threshold = p.clip_threshold", ""),
     kernel("final gradients at the last step of all", "backward.cuh",
            "if (step + 1 != samples.length[n][j]) return;", "if (step + 1 != T) return;", ""),
     kernel("gradient of y forgotten", "backward.cuh", "if (p.grad_y) grad.h += load(&grad_y[n][v][j]);", "", "cluster"),
