@@ -104,6 +104,7 @@ def _workspace(
     by_team = slices * num_directions * 2 * 128  # counters
     by_team += num_directions * samples * 2 * rows * element  # exchange
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
+    by_team += batch * 8  # order of the samples
     if backward:
         by_team += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
         by_team += slices * num_directions * (num_gates + 1) * hidden_size * acc  # bias
@@ -111,7 +112,7 @@ def _workspace(
     # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
     numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
     by_matmul = num_directions * batch * hidden_size * numbers
-    num_bytes = 8 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
+    num_bytes = 9 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 

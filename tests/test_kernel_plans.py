@@ -160,6 +160,60 @@ def test_nobody_waits_for_a_norm_that_is_recorded_and_nothing_else(cell, plan):
     assert backward(clip_mode="norm", clip_threshold=0.3)[1] > arrivals
 
 
+def ragged_layer(cell, lengths, steps, device):
+    case = Case(cell, "lengths", directions=2, site="state", steps=steps, batch=len(lengths), hidden_size=20)
+    layer = small_weights(case, torch.bfloat16, device)
+    layer.lengths = torch.tensor(lengths, device=device)
+    return layer
+
+
+SHUFFLED = random.Random(1).choices(range(1, 7), k=24)  # three slices of 8
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="what the emulator counts")
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_slices_of_a_padded_batch_end_as_early_as_samples_in_order_of_length_allow(cell, plan):
+    def arrivals_of(lengths):
+        layer = ragged_layer(cell, lengths, 6, "cpu")
+        inputs, outputs = layer.require_grad(), []
+        forward = counted(lambda: outputs.extend(layer.apply("emulated", *inputs, plan=plan)))[1]
+        return forward, counted(lambda: gradients(outputs, inputs))[1]
+
+    six, three = arrivals_of([6] * 24), arrivals_of([3] * 24)
+    for shuffled, of_six, of_three in zip(arrivals_of(SHUFFLED), six, three, strict=True):
+        per_step = (of_six - of_three) / (3 * 6 - 3 * 3)  # of a slice
+        steps = (shuffled - of_three) / per_step + 3 * 3
+        assert steps == sum(sorted(SHUFFLED, reverse=True)[::8]) < 3 * 6
+
+
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_samples_compute_the_same_to_the_bit_whichever_slice_has_them(kernels, cell, plan):
+    """One after another, 8 at a time: a slice of its own has nothing to order."""
+    device = "cuda" if kernels == "cuda" else "cpu"
+    together = ragged_layer(cell, SHUFFLED, 6, device)
+
+    def run_part(first, size):
+        samples = slice(first, first + size)
+        layer = together.to(torch.bfloat16)
+        layer.lengths, layer.x = together.lengths[samples], layer.x[:, samples].contiguous()
+        layer.h0, layer.mask = layer.h0[:, samples].contiguous(), layer.mask[:, samples].contiguous()
+        layer.c0 = None if layer.c0 is None else layer.c0[:, samples].contiguous()
+        inputs = layer.require_grad()
+        outputs = layer.apply(kernels, *inputs, plan=plan, slot=torch.zeros(1), record_key=987654)
+        of_states = [inputs[1]] if layer.c0 is None else inputs[1:3]
+        sums = sum(out.double().sum() for out in outputs)
+        return [*outputs, *torch.autograd.grad(sums, of_states), recording.recorded(987654).norms]
+
+    parts = [run_part(first, 8) for first in range(0, 24, 8)]
+    names = ["y", *(["h_n", "h0"] if together.c0 is None else ["h_n", "c_n", "h0", "c0"]), "norms"]
+    for name, all_samples, *of_parts in zip(names, run_part(0, 24), *parts, strict=True):
+        dim = 2 if name == "norms" else 1
+        assert_bit_equal(all_samples, torch.cat(of_parts, dim), name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
 @pytest.mark.parametrize("clip", [None, "norm", "value"])

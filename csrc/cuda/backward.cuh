@@ -33,13 +33,13 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
   const int T = static_cast<int>(p.shape.steps);
   const int64_t D = p.shape.directions;
-  const Place place = Place::of_block(tiling);
+  const Place place = Place::of_block(tiling, p.shape.directions);
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kTileRows;
   const Lane lane = Lane::of_thread();
   const Rows rows = Rows::of(p);
-  const ThreadSamples<kN> samples(rows, place.slice);
+  const ThreadSamples<kN> samples(rows, workspace.order, place.slice);
 
   Exchange exchange(shared, p.w_hh[d], H, tiling, place, workspace, first_unit);
 
@@ -71,8 +71,6 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
   const int first_turn = T - samples.longest;
   if (tiling.begin == 0 && tiling.end == T + 1) exchange.start(first_turn);
-  const double scale = loss_scale(p.grad_scale);
-  const double threshold = p.clip_threshold * scale, never_clipped = threshold * threshold * (1 - 1e-12);
   const bool clips_norm = p.clip_mode == ClipMode::kNorm;
   const bool leaves_squares = workspace.sums.squares && owns_units && first_unit < H;
 
@@ -152,6 +150,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     }
     if (clips_norm) {
+      const double scale = loss_scale(p.grad_scale);  // read when it is needed, as the mask
       if constexpr (Exchange::Team::kStepwise) {
         if (tiling.phase == Phase::kUntilNorm) {
           exchange.team.store_part(turn, squares);
@@ -165,10 +164,11 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       } else {
         exchange.team.sum(turn, squares);
       }
+      // Roots and quotients in double take long: only where they may matter.
+      const double threshold = p.clip_threshold * scale, never_clipped = threshold * threshold * (1 - 1e-12);
       unrolled<kN, 2>([&](int n, int j) {
         if (!is_live(n, j)) return;
         const bool records = place.rank == 0 && warp == 0 && lane.group == 0;
-        // Roots and quotients in double take long: only where they may matter.
         if (!records && squares[n][j] < never_clipped) return;
         const double norm = norm_of(squares[n][j], scale);
         const bool clips = norm > p.clip_threshold && norm * 0 == 0;  // not where the norm is not finite
@@ -183,7 +183,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     }
     if (p.clip_mode == ClipMode::kValue) {
-      const Acc limit = static_cast<Acc>(threshold);
+      const Acc limit = static_cast<Acc>(p.clip_threshold * loss_scale(p.grad_scale));
       for_own([&](int n, int v, int j) {
         if (!is_live(n, j)) return;
         bool clips = clamp_value(limit, r[n][v][j].h);

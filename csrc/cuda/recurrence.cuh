@@ -39,6 +39,16 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
   return workspace;
 }
 
+// Slices that end early where they can: packed batches are in order already, and one slice has no choice.
+template <typename Params>
+void order_samples(Launch launch_, const Params& params, const Plan& plan, Scratch& scratch, Workspace& workspace) {
+  if (!params.lengths || params.offsets || plan.tiling.num_slices <= 1) return;
+  workspace.order = static_cast<OrderedSample*>(scratch.take(params.shape.batch * sizeof(OrderedSample)));
+  launch_.threads = kThreads;
+  launch_.grid = static_cast<int>((params.shape.batch + kWarps - 1) / kWarps);
+  launch(launch_, order_by_length<Params>, workspace.order, params);
+}
+
 // Launches `kernel` for all teams: at once where they do not wait for each other or all are resident, else in turns. False where
 // not even one team fits.
 template <typename Params>
@@ -98,9 +108,12 @@ template <typename Op, typename Cell, template <typename, int> typename Team, in
 bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimits& device, const Run& run) {
   constexpr bool kIsBlock = std::is_same_v<Team<Op, kN>, BlockTeam<Op, kN>>;
   constexpr int kGroups = kIsBlock && GateTiles<Cell>::kPaired ? 2 : 1;
-  const std::string what = "recurrence_forward of " + describe(params.shape);
-  Scratch scratch(run, what);
-  const Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0, false);
+  Launch beside;
+  beside.what = "recurrence_forward of " + describe(params.shape);
+  beside.stream = run.stream;
+  Scratch scratch(run, beside.what);
+  Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0, false);
+  order_samples(beside, params, plan, scratch, workspace);
   return run_plan<ForwardShared<Op, Cell, Team<Op, kN>, kGroups>>(
       "recurrence_forward", recurrence_forward<Op, Cell, Team, kN, kGroups>, params, plan, device, run, workspace,
       static_cast<int>(params.shape.steps), [](int) { return std::vector{Phase::kWhole}; });
@@ -112,18 +125,17 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   using Exchange = ExchangeOf<Op, Cell, Team, kN>;
   const Shape& shape = params.shape;
   const int64_t num_sums = shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * shape.hidden_size;
-  const std::string what = "recurrence_backward of " + describe(shape);
-  Scratch scratch(run, what);
+  Launch beside;  // of what comes before and after the recurrence
+  beside.what = "recurrence_backward of " + describe(shape);
+  beside.stream = run.stream;
+  Scratch scratch(run, beside.what);
   const bool clips_norm = params.clip_mode == ClipMode::kNorm, records = params.norms && !clips_norm;
-  const Workspace workspace =
-      cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums, records);
-  Launch finish;
-  finish.what = what;
-  finish.stream = run.stream;
+  Workspace workspace = cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums, records);
+  order_samples(beside, params, plan, scratch, workspace);
   // Where a sample has no step, nothing is written, but by finish_norms.
   const size_t recorded = shape.directions * shape.steps * shape.batch;
-  if (params.norms && clips_norm) check(finish, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
-  if (params.clipped) check(finish, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
+  if (params.norms && clips_norm) check(beside, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
+  if (params.clipped) check(beside, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
   const auto phases = [&](int turn) {
     if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
@@ -131,15 +143,15 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
                                            device, run, workspace, static_cast<int>(shape.steps) + 1, phases))
     return false;
-  finish.threads = kThreads;
+  beside.threads = kThreads;
   const auto launch_over = [&](int64_t count, auto kernel, const auto&... arguments) {
-    finish.grid = static_cast<int>((count + kThreads - 1) / kThreads);
-    launch(finish, kernel, arguments...);
+    beside.grid = static_cast<int>((count + kThreads - 1) / kThreads);
+    launch(beside, kernel, arguments...);
   };
   if (params.grad_bias)
     launch_over(num_sums, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
                 num_sums, int64_t{plan.tiling.num_slices});
-  if (records) launch_over(recorded, finish_norms<Acc>, params, workspace.sums);
+  if (records) launch_over(recorded, finish_norms<Acc>, params, workspace);
   return true;
 }
 

@@ -18,12 +18,12 @@
 
 namespace fastrnn::cuda {
 
-// Which part of the layer a block has: consecutive blocks are a team.
+// Which part of the layer a block has: consecutive blocks are a team. The slices in order, so that the longest start first.
 struct Place {
   int rank, slice, direction;
-  FASTRNN_DEVICE static Place of_block(const Tiling& tiling) {
+  FASTRNN_DEVICE static Place of_block(const Tiling& tiling, int num_directions) {
     const int block = blockIdx.x, team = tiling.first_team + block / tiling.team_size;
-    return {block % tiling.team_size, team % tiling.num_slices, team / tiling.num_slices};
+    return {block % tiling.team_size, team / num_directions, team % num_directions};
   }
 };
 
