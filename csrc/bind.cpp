@@ -66,8 +66,9 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
 }
 
 fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, int shared_per_block,
-                                    const std::vector<int>& resident_clusters) {
-  fastrnn::DeviceLimits limits{major, minor, multiprocessors, shared_per_block, {}};
+                                    const std::vector<int>& resident_clusters, std::optional<int> compiled_arch) {
+  fastrnn::DeviceLimits limits{
+      major, minor, multiprocessors, shared_per_block, compiled_arch.value_or(major * 10 + minor), {}};
   if (resident_clusters.size() >= limits.resident_clusters.size())
     throw std::invalid_argument("resident_clusters has " + std::to_string(resident_clusters.size()) +
                                 " sizes, expected at most " + std::to_string(fastrnn::cuda::kMaxClusterSize));
@@ -100,8 +101,10 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<fastrnn::DeviceLimits>(m, "DeviceLimits", "What a plan has to know of a GPU.")
       .def(py::init(&device_limits), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"),
-           py::arg("shared_per_block"), py::arg("resident_clusters"),
-           "resident_clusters: of 1, 2, ... blocks, how many run at the same time; empty where there are none.");
+           py::arg("shared_per_block"), py::arg("resident_clusters"), py::arg("compiled_arch") = py::none(),
+           "resident_clusters: of 1, 2, ... blocks, how many run at the same time; empty where there are none. "
+           "compiled_arch: of the kernels' code, 80 for 8.0, 0 where there is none for the device; None: the device's "
+           "own.");
   py::class_<fastrnn::PlanRequest>(m, "PlanRequest",
                                    "What a plan is asked for; cell and scalar as csrc/params.h numbers them.")
       .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),

@@ -28,6 +28,7 @@ struct DeviceLimits {
   int major, minor;  // compute capability
   int multiprocessors;
   int shared_per_block;  // bytes, after opting in
+  int compiled_arch;     // of the kernels' code for this device, 80 for 8.0; 0: there is none
   // [size]: clusters that run at the same time where a block takes a multiprocessor; 0: none does. A cluster does not leave its
   // part of the chip, and the size seldom divides a part's multiprocessors: fewer than multiprocessors / size.
   std::array<int, cuda::kMaxClusterSize + 1> resident_clusters;

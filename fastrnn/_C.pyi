@@ -3,7 +3,13 @@ from typing import TypedDict
 
 class DeviceLimits:
     def __init__(
-        self, major: int, minor: int, multiprocessors: int, shared_per_block: int, resident_clusters: Sequence[int]
+        self,
+        major: int,
+        minor: int,
+        multiprocessors: int,
+        shared_per_block: int,
+        resident_clusters: Sequence[int],
+        compiled_arch: int | None = None,
     ) -> None: ...
 
 class PlanRequest:

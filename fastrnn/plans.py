@@ -24,10 +24,10 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     from fastrnn import _C
 
     index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
-    major, minor, multiprocessors, shared_per_block, *clusters = getattr(
+    major, minor, multiprocessors, shared_per_block, *clusters, compiled_arch = getattr(
         torch.ops, ops.NAMESPACES[backend]
     ).device_limits(index)
-    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters)
+    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
 
 
 def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:

@@ -138,7 +138,7 @@ def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan, cl
 
 
 def counted(function):
-    """(launches, threads that came to a __syncthreads) of a call on the emulated device."""
+    """(launches, threads that came to a __syncthreads, queries of the runtime) of a call on the emulated device."""
     before = torch.ops.fastrnn_emulated.counts()
     function()
     return tuple(after - b for after, b in zip(torch.ops.fastrnn_emulated.counts(), before, strict=True))
@@ -155,8 +155,8 @@ def test_nobody_waits_for_a_norm_that_is_recorded_and_nothing_else(cell, plan):
         outputs = layer.apply("emulated", *inputs, plan=plan, **options)
         return counted(lambda: gradients(outputs, inputs))
 
-    launches, arrivals = backward()
-    assert backward(slot=torch.zeros(1), record_key=987654) == (launches + 1, arrivals)
+    launches, arrivals, _ = backward()
+    assert backward(slot=torch.zeros(1), record_key=987654)[:2] == (launches + 1, arrivals)
     assert backward(clip_mode="norm", clip_threshold=0.3)[1] > arrivals
 
 
@@ -212,6 +212,17 @@ def test_samples_compute_the_same_to_the_bit_whichever_slice_has_them(kernels, c
     for name, all_samples, *of_parts in zip(names, run_part(0, 24), *parts, strict=True):
         dim = 2 if name == "norms" else 1
         assert_bit_equal(all_samples, torch.cat(of_parts, dim), name)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_large_batches_are_ordered_in_windows(kernels):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    batch = 8192 + 20  # csrc/cuda/slices.cuh: kOrderWindow
+    layer = make_layer(Case("rnn_tanh", "lengths", steps=2, batch=batch, hidden_size=1), torch.float32, device)
+    expected, _ = run(layer, "reference")
+    ours, _ = run(layer, kernels, "block")
+    for name, our, theirs in zip(names_of(layer), ours, expected, strict=True):
+        assert_equal_to_rounding(our, theirs, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -270,6 +281,7 @@ def device_of():
             "fastrnn was built for older architectures alone (TORCH_CUDA_ARCH_LIST)",
         ),
         ("H100 without code", "stepwise", "fastrnn was not built for this GPU"),
+        ("H100 without code", "", "fastrnn was not built for this GPU"),
         ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
@@ -296,7 +308,24 @@ def test_the_clusters_that_fit_are_asked_of_the_runtime(device_of):
         device_of(name)
         numbers = list(torch.ops.fastrnn_emulated.device_limits(0))
         assert numbers[:4] == limits
-        assert len(numbers) == 20 and numbers[4 + 7] == of_8 and numbers[4 + 15] == of_16
+        assert len(numbers) == 21 and numbers[4 + 7] == of_8 and numbers[4 + 15] == of_16
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize(("name", "arch"), [("H100", 90), ("H100 with code for 8.0", 80), ("H100 without code", 0)])
+def test_the_architecture_of_the_code_is_asked_of_the_runtime(device_of, name, arch):
+    device_of(name)
+    assert torch.ops.fastrnn_emulated.device_limits(0)[-1] == arch
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize("plan", PLANS)
+def test_what_never_changes_is_asked_of_the_runtime_once(device_of, plan):
+    layer = small_weights(Case("gru", "lengths", batch=10, hidden_size=20), torch.float16, "cpu")
+    for name in ("H100", "small"):
+        device_of(name)
+        run(layer, "emulated", plan)
+        assert counted(lambda: run(layer, "emulated", plan))[2] == 0
 
 
 @pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")

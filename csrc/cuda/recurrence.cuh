@@ -81,13 +81,13 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (static_cast<int64_t>(arrays.used()) != plan.shared_bytes)
     throw std::logic_error(launch_.what + ": the plan has " + std::to_string(plan.shared_bytes) +
                            " bytes of shared memory, the kernel " + std::to_string(arrays.used()));
-  // In code for an architecture without the instructions it needs the kernel is empty.
-  if (compiled_arch(launch_, kernel) < Shared::kMinArch) return false;
+  if (device.compiled_arch < Shared::kMinArch)
+    throw std::logic_error(launch_.what + ": the kernel is empty in code for architecture " +
+                           std::to_string(device.compiled_arch));
   if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
   prepare(launch_, kernel, device.shared_per_block);
-  if (plan.team == Team::kCluster && resident_clusters(launch_, kernel) == 0) return false;
-  if (plan.team == Team::kGrid)
-    check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));
+  if (plan.team == Team::kCluster && resident_clusters(launch_, kernel).value_or(0) == 0) return false;
+  if (plan.team == Team::kGrid) clear(launch_, workspace.counters, size_t(plan.num_teams) * 2 * 128);
   Tiling tiling = plan.tiling;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;
@@ -134,8 +134,8 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   order_samples(beside, params, plan, scratch, workspace);
   // Where a sample has no step, nothing is written, but by finish_norms.
   const size_t recorded = shape.directions * shape.steps * shape.batch;
-  if (params.norms && clips_norm) check(beside, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
-  if (params.clipped) check(beside, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
+  if (params.norms && clips_norm) clear(beside, params.norms, recorded * sizeof(Acc));
+  if (params.clipped) clear(beside, params.clipped, recorded);
   const auto phases = [&](int turn) {
     if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};

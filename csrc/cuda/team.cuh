@@ -50,7 +50,7 @@ class TeamBase {
  public:
   using Element = typename Op::Element;
   static constexpr int kSamples = kN * kTileBatch;
-  static constexpr int kMinArch = 80;  // the compute capability that the instructions need, 80 for 8.0
+  static constexpr int kMinArch = cuda::kMinArch;
 
   // Of an operand of K rows; the last chunk is filled up with zeros.
   FASTRNN_HD static int num_chunks(int64_t num_rows) {

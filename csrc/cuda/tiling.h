@@ -11,6 +11,7 @@ constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kTileBatch = 8;  // samples that one matrix instruction multiplies with
 constexpr int kMaxClusterSize = 16;
+constexpr int kMinArch = 80, kClusterMinArch = 90;  // what the teams' instructions need: 80 for compute capability 8.0
 
 // What backward does in a launch of one step whose gradient norm all blocks have to know before the cell can run.
 enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };

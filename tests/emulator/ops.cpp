@@ -87,7 +87,7 @@ void clip_to(const ClipParams& params, int32_t) {
 std::vector<int64_t> limits_of(int64_t) { return numbers_of(cuda::current_device()); }
 std::vector<int64_t> counts() {
   const emulator::Statistics& all = emulator::statistics;
-  return {static_cast<int64_t>(all.launches), static_cast<int64_t>(all.arrivals)};
+  return {static_cast<int64_t>(all.launches), static_cast<int64_t>(all.arrivals), static_cast<int64_t>(all.queries)};
 }
 void use_device(const std::string& name) { emulator::use_device(name); }
 void set_seed(int64_t seed) { emulator::set_seed(seed); }
@@ -101,7 +101,8 @@ STABLE_TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
   m.def(fastrnn::kDeviceLimitsSchema);
-  m.def("counts() -> int[]");  // since the start: launches, threads that came to a __syncthreads
+  m.def(
+      "counts() -> int[]");  // since the start: launches, threads that came to a __syncthreads, queries of the runtime
   m.def("use_device(str name) -> ()");
   m.def("set_seed(int seed) -> ()");
 }

@@ -273,6 +273,44 @@ bool tells_refusals() {
   return right;
 }
 
+// A refused launch leaves no error behind, and one that was there before does not vanish. True if so.
+bool leaves_errors_to_whoever_caused_them() {
+  const double known = 1;
+  double partial = 0, out = 0;
+  bool right = true;
+  for (const bool has_error : {false, true}) {
+    reset_device();
+    int value = 0;
+    if (has_error) (void)cudaDeviceGetAttribute(&value, cudaDevAttrMax, 0);
+    refuse_next_launch(cudaErrorLaunchOutOfResources);
+    bool is_refused = false;
+    try {
+      cuda::sum_of_squares({{}, {&known}, &partial, &out, ScalarKind::kDouble, /*root=*/true}, nullptr);
+    } catch (const std::runtime_error&) {
+      is_refused = true;
+    }
+    if (is_refused && (cudaPeekAtLastError() != cudaSuccess) == has_error) continue;
+    right = false;
+    std::printf("after a refused launch the error before it is %s\n", has_error ? "gone" : "another");
+  }
+  return right;
+}
+
+// What the runtime fails to say is asked again; what it has said is not.
+bool asks_until_it_is_told() {
+  reset_device();
+  use_device("H100 with code for 8.0");
+  fail_next_cluster_query(cudaErrorMemoryAllocation);
+  const int first = cuda::current_device().max_cluster_size(), second = cuda::current_device().max_cluster_size();
+  const bool is_clear = cudaPeekAtLastError() == cudaSuccess;
+  const uint64_t before = statistics.queries;
+  cuda::current_device();
+  if (first == 0 && second == cuda::kMaxClusterSize && is_clear && statistics.queries == before) return true;
+  std::printf("clusters of %d blocks after a failure, then of %d; %d errors left, %d queries of what is known\n", first,
+              second, !is_clear, static_cast<int>(statistics.queries - before));
+  return false;
+}
+
 }  // namespace
 }  // namespace fastrnn::emulator
 
@@ -294,7 +332,8 @@ int main(int count, char** arguments) {
       std::printf("%s: %s\n", c.name().c_str(), error.what());
     }
   }
-  if (std::string(arguments[1]) == "all") num_wrong += !tells_refusals();
+  if (std::string(arguments[1]) == "all")
+    num_wrong += !tells_refusals() + !leaves_errors_to_whoever_caused_them() + !asks_until_it_is_told();
   if (count == 3) num_wrong += !norms_are_right();
   std::printf("%d cases, %d wrong, %llu threads, %llu switches\n", num_cases, num_wrong,
               static_cast<unsigned long long>(statistics.threads),
