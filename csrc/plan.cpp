@@ -274,7 +274,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
       if (size <= device.max_cluster_size()) candidates.push_back({Team::kCluster, tiles, size});
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
   }
-  if (device.max_cluster_size() == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
+  if (device.max_cluster_size() == 0)
+    found.reasons[Team::kCluster] = only_matmul.empty() ? "the device has no thread block clusters" : only_matmul;
   for (const Candidate& candidate : candidates) {
     const Team team = candidate.team;
     const bool waits_for_blocks = team == Team::kCluster || team == Team::kGrid;

@@ -71,6 +71,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
   const int first_turn = T - samples.longest;
   if (tiling.begin == 0 && tiling.end == T + 1) exchange.start(first_turn);
+  const double scale = loss_scale(p.grad_scale);
   const bool clips_norm = p.clip_mode == ClipMode::kNorm;
   const bool leaves_squares = workspace.sums.squares && owns_units && first_unit < H;
 
@@ -150,7 +151,6 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     }
     if (clips_norm) {
-      const double scale = loss_scale(p.grad_scale);  // read when it is needed, as the mask
       if constexpr (Exchange::Team::kStepwise) {
         if (tiling.phase == Phase::kUntilNorm) {
           exchange.team.store_part(turn, squares);
@@ -183,7 +183,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     }
     if (p.clip_mode == ClipMode::kValue) {
-      const Acc limit = static_cast<Acc>(p.clip_threshold * loss_scale(p.grad_scale));
+      const Acc limit = static_cast<Acc>(p.clip_threshold * scale);
       for_own([&](int n, int v, int j) {
         if (!is_live(n, j)) return;
         bool clips = clamp_value(limit, r[n][v][j].h);

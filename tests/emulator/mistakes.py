@@ -76,7 +76,7 @@ MISTAKES = [
     kernel("recorded squares of another slice", "backward.cuh", "sums, d, place.slice, step", "sums, d, 0, step", "block", "gru"),
     kernel("norm not recorded where the gradient is clipped by value", "backward.cuh", "workspace.sums.squares && owns_units", "workspace.sums.squares && p.clip_mode != ClipMode::kValue && owns_units", "stepwise", "tanh"),
     kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
-    kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * loss_scale(p.grad_scale)", "p.clip_threshold", ""),
+    kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
     kernel("final gradients at the last step of all", "backward.cuh",
            "if (step + 1 != samples.length[n][j]) return;", "if (step + 1 != T) return;", ""),
     kernel("gradient of y forgotten", "backward.cuh", "if (p.grad_y) grad.h += load(&grad_y[n][v][j]);", "", "cluster"),
