@@ -102,7 +102,7 @@ inline std::vector<Case> cases(const std::string& selection) {
     for (const CellKind cell : {kLstm, kGru, kRnnTanh})
       result.push_back({.cell = cell,
                         .plan = plan,
-                        .batch = 9,
+                        .batch = 14,
                         .hidden_size = plan == "block" ? 13 : 69,
                         .directions = 2,
                         .ragged = cell != kGru,
