@@ -66,8 +66,9 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
 }
 
 fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, int shared_per_block,
-                                    const std::vector<int>& resident_clusters) {
-  fastrnn::DeviceLimits limits{major, minor, multiprocessors, shared_per_block, {}};
+                                    const std::vector<int>& resident_clusters, std::optional<int> compiled_arch) {
+  fastrnn::DeviceLimits limits{
+      major, minor, multiprocessors, shared_per_block, compiled_arch.value_or(major * 10 + minor), {}};
   if (resident_clusters.size() >= limits.resident_clusters.size())
     throw std::invalid_argument("resident_clusters has " + std::to_string(resident_clusters.size()) +
                                 " sizes, expected at most " + std::to_string(fastrnn::cuda::kMaxClusterSize));
@@ -76,13 +77,13 @@ fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, i
 }
 
 fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,
-                                  int64_t state_size, int64_t directions, bool backward, bool takes_norm,
+                                  int64_t state_size, int64_t directions, bool backward, bool clips_norm,
                                   bool allows_tf32, const std::string& wanted, bool all_plans) {
   fastrnn::PlanRequest request{};
   request.shape = {steps,      batch,      steps * batch,           hidden_size,
                    state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar)};
   request.backward = backward;
-  request.takes_norm = takes_norm;
+  request.clips_norm = clips_norm;
   request.projects = state_size != hidden_size;
   request.allows_tf32 = allows_tf32;
   request.wanted = wanted;
@@ -100,13 +101,15 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<fastrnn::DeviceLimits>(m, "DeviceLimits", "What a plan has to know of a GPU.")
       .def(py::init(&device_limits), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"),
-           py::arg("shared_per_block"), py::arg("resident_clusters"),
-           "resident_clusters: of 1, 2, ... blocks, how many run at the same time; empty where there are none.");
+           py::arg("shared_per_block"), py::arg("resident_clusters"), py::arg("compiled_arch") = py::none(),
+           "resident_clusters: of 1, 2, ... blocks, how many run at the same time; empty where there are none. "
+           "compiled_arch: of the kernels' code, 80 for 8.0, 0 where there is none for the device; None: the device's "
+           "own.");
   py::class_<fastrnn::PlanRequest>(m, "PlanRequest",
                                    "What a plan is asked for; cell and scalar as csrc/params.h numbers them.")
       .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),
            py::arg("batch"), py::arg("hidden_size"), py::arg("state_size"), py::arg("directions") = 1,
-           py::arg("backward") = false, py::arg("takes_norm") = false, py::arg("allows_tf32") = false,
+           py::arg("backward") = false, py::arg("clips_norm") = false, py::arg("allows_tf32") = false,
            py::arg("wanted") = "", py::arg("all_plans") = false);
   m.def(
       "plan",

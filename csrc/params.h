@@ -1,5 +1,5 @@
 // What a recurrence kernel is given: raw pointers and sizes, filled by ops/ from tensors. The same structs serve the CPU
-// engine and the CUDA kernels. All tensors are contiguous; only w_hh has a row stride of its own.
+// engine and the CUDA kernels. All tensors are contiguous.
 //
 // Rows. The batch is either padded, [T, B]: step t of sample b is row t * B + b, and samples may end early (lengths); or
 // packed as torch's PackedSequence: step t of sample b is row offsets[t] + b, samples sorted by falling length. `rows` counts

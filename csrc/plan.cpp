@@ -187,7 +187,7 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       {"cell", (num_gates(shape.cell) == 3 ? kGruPointwise : kPointwise)[candidate.batch_tiles - 1]},
       {"", 0},
   }};
-  const int barriers = request.takes_norm ? 2 : 1;
+  const int barriers = request.clips_norm ? 2 : 1;
   double hand_on = received / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
   if (plan.scatters) hand_on += received / kSharedBytes / kClock + kBlockSync / 2;  // to add them; before the product
   switch (team) {
@@ -249,11 +249,15 @@ struct Search {
   std::map<Team, std::string> reasons;
 };
 
+constexpr const char* kBuiltForOlder = "fastrnn was built for older architectures alone (TORCH_CUDA_ARCH_LIST)";
+
 // What keeps the team kernels from running this at all; empty where nothing does.
 std::string only_matmul_because(const PlanRequest& request, const DeviceLimits& device) {
   const Shape& shape = request.shape;
   if (request.projects) return "proj_size runs with the matmul plan alone";
   if (device.major < 8) return "it needs compute capability 8.0 or later";
+  if (device.compiled_arch == 0) return "fastrnn was not built for this GPU (TORCH_CUDA_ARCH_LIST)";
+  if (device.compiled_arch < cuda::kMinArch) return kBuiltForOlder;
   // Their indices within a step are 32 bits wide.
   if (shape.steps >= INT32_MAX || shape.batch > INT32_MAX - 64 || shape.hidden_size > INT32_MAX / 64)
     return "steps, batch or hidden_size do not fit in 32 bits";
@@ -273,7 +277,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
       if (size <= device.max_cluster_size()) candidates.push_back({Team::kCluster, tiles, size});
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
   }
-  if (device.max_cluster_size() == 0) found.reasons[Team::kCluster] = "the device has no thread block clusters";
+  if (device.max_cluster_size() == 0)
+    found.reasons[Team::kCluster] = only_matmul.empty() ? "the device has no thread block clusters" : only_matmul;
   for (const Candidate& candidate : candidates) {
     const Team team = candidate.team;
     const bool waits_for_blocks = team == Team::kCluster || team == Team::kGrid;
@@ -283,6 +288,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     } else if (waits_for_blocks && !waits) {
       found.reasons[team] =
           "not yet shown to be free of hangs on this architecture, FASTRNN_PLANS=all allows it nevertheless";
+    } else if (team == Team::kCluster && device.compiled_arch < cuda::kClusterMinArch) {
+      found.reasons[team] = kBuiltForOlder;
     } else if (team == Team::kCluster && is_double) {
       found.reasons[team] = "float64 has no cluster kernels";
     } else {

@@ -28,6 +28,7 @@ struct DeviceLimits {
   int major, minor;  // compute capability
   int multiprocessors;
   int shared_per_block;  // bytes, after opting in
+  int compiled_arch;     // of the kernels' code for this device, 80 for 8.0; 0: there is none
   // [size]: clusters that run at the same time where a block takes a multiprocessor; 0: none does. A cluster does not leave its
   // part of the chip, and the size seldom divides a part's multiprocessors: fewer than multiprocessors / size.
   std::array<int, cuda::kMaxClusterSize + 1> resident_clusters;
@@ -38,7 +39,7 @@ struct DeviceLimits {
 struct PlanRequest {
   Shape shape;
   bool backward;
-  bool takes_norm;   // the norm of the recurrent gradient is recorded or clipped
+  bool clips_norm;   // by the norm of the recurrent gradient, which is taken over the team at every step
   bool projects;     // proj_size
   bool allows_tf32;  // float32 products may be tf32
   // "block", "cluster", "grid", "stepwise" or "matmul": that or an error. Empty: the fastest of those that are safe.

@@ -3,7 +3,13 @@ from typing import TypedDict
 
 class DeviceLimits:
     def __init__(
-        self, major: int, minor: int, multiprocessors: int, shared_per_block: int, resident_clusters: Sequence[int]
+        self,
+        major: int,
+        minor: int,
+        multiprocessors: int,
+        shared_per_block: int,
+        resident_clusters: Sequence[int],
+        compiled_arch: int | None = None,
     ) -> None: ...
 
 class PlanRequest:
@@ -18,7 +24,7 @@ class PlanRequest:
         state_size: int,
         directions: int = 1,
         backward: bool = False,
-        takes_norm: bool = False,
+        clips_norm: bool = False,
         allows_tf32: bool = False,
         wanted: str = "",
         all_plans: bool = False,

@@ -217,8 +217,10 @@ def _arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     torch.compile, where no gradient is wanted, puts a ctx in front although ``setup_context`` exists (it counts parameters,
     which fails for ``*weights``), and passes named tuples on as plain ones.
     """
-    if not isinstance(inputs[0], tuple):
+    if inputs and not isinstance(inputs[0], tuple):
         inputs = inputs[1:]
+    if not inputs or not isinstance(inputs[0], tuple):
+        raise TypeError("the first argument of apply() should be fastrnn.functions.Options")
     return inputs if isinstance(inputs[0], Options) else (Options(*inputs[0]), *inputs[1:])
 
 

@@ -85,8 +85,13 @@ def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
     return tensor.view(*tensor.shape[:rows_dim], *rows, tensor.size(-1))
 
 
-def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backward: bool) -> Tensor | None:
-    """Scratch for the GPU kernels, enough for every plan (csrc/cuda/recurrence.cuh: cut_workspace, matmul_run.cuh)."""
+def _workspace(
+    backend: str, cell: str, h0: Tensor, hidden_size: int, *, backward: bool, recorded_steps: int = 0
+) -> Tensor | None:
+    """Scratch for the GPU kernels, enough for every plan (csrc/cuda/recurrence.cuh: cut_workspace, matmul_run.cuh).
+
+    ``recorded_steps``: T where norms are recorded and not clipped by.
+    """
     if backend not in ("cuda", "emulated"):
         return None
     num_directions, batch, _ = h0.shape
@@ -99,13 +104,15 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     by_team = slices * num_directions * 2 * 128  # counters
     by_team += num_directions * samples * 2 * rows * element  # exchange
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
+    by_team += batch * 8  # order of the samples
     if backward:
         by_team += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
         by_team += slices * num_directions * (num_gates + 1) * hidden_size * acc  # bias
+        by_team += num_directions * samples * recorded_steps * ((hidden_size + 15) // 16) * 8  # sums of squares
     # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
     numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
     by_matmul = num_directions * batch * hidden_size * numbers
-    num_bytes = 7 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
+    num_bytes = 9 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 
@@ -286,7 +293,14 @@ def recurrence_backward(
         grad_c0,
         grad_bias,
         h_prev,
-        _workspace(backend, cell, h0, hidden_size, backward=True),
+        _workspace(
+            backend,
+            cell,
+            h0,
+            hidden_size,
+            backward=True,
+            recorded_steps=steps if record and clip_mode != "norm" else 0,
+        ),
         _with_tf32(backend, plan, y.dtype),
     )
     # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.

@@ -24,10 +24,10 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     from fastrnn import _C
 
     index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
-    major, minor, multiprocessors, shared_per_block, *clusters = getattr(
+    major, minor, multiprocessors, shared_per_block, *clusters, compiled_arch = getattr(
         torch.ops, ops.NAMESPACES[backend]
     ).device_limits(index)
-    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters)
+    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
 
 
 def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:
@@ -36,8 +36,7 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
 
     allowed = os.environ.get("FASTRNN_PLANS", "")
     tf32 = dtype == torch.float32 and ops.rnn_uses_tf32()
-    takes_norm = rnn.record_state_grad_norms
-    takes_norm |= rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"
+    clips_norm = rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"
     lines = []
     for backward in (False, True):
         request = _C.PlanRequest(
@@ -49,7 +48,7 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
             state_size=rnn.proj_size or rnn.hidden_size,
             directions=2 if rnn.bidirectional else 1,
             backward=backward,
-            takes_norm=backward and takes_norm,
+            clips_norm=backward and clips_norm,
             allows_tf32=tf32,
             wanted="" if allowed == "all" else allowed,
             all_plans=allowed == "all",

@@ -51,16 +51,36 @@ def test_plans_that_wait_between_blocks_are_explained_where_they_are_allowed(mon
     assert "FASTRNN_PLANS=all" not in text
 
 
-def test_norms_are_part_of_what_is_planned(monkeypatch):
+@needs_emulated
+@pytest.mark.parametrize("name", ["H100 with code for 8.0", "H100 with code for 7.5", "H100 without code"])
+def test_code_for_older_architectures_has_no_plan_that_it_cannot_run(monkeypatch, name):
+    x = torch.zeros(9, 16, 3, dtype=torch.bfloat16)
+    rnn = fastrnn.LSTM(3, 512, dtype=torch.bfloat16)
+    torch.ops.fastrnn_emulated.use_device(name)
+    try:
+        with fastrnn.backend("emulated"):
+            monkeypatch.setenv("FASTRNN_PLANS", "all")
+            text = fastrnn.explain(rnn, x)
+            monkeypatch.setenv("FASTRNN_PLANS", "cluster")
+            with pytest.raises(ValueError, match=r"fastrnn was (not )?built for .*\(TORCH_CUDA_ARCH_LIST\)"):
+                fastrnn.explain(rnn, x)
+    finally:
+        torch.ops.fastrnn_emulated.use_device("H100")
+    assert "cluster" not in text
+    assert ("grid" in text) == name.endswith("8.0")
+
+
+def test_clipping_by_norm_is_part_of_what_is_planned_and_recording_is_not(monkeypatch):
     monkeypatch.setenv("FASTRNN_PLANS", "stepwise")
     if "emulated" not in BACKENDS:
         pytest.skip("no emulated kernels")
     x = torch.zeros(9, 16, 3, dtype=torch.bfloat16)
     with fastrnn.backend("emulated"):
-        off, on = (
+        off, recorded, on = (
             fastrnn.explain(fastrnn.LSTM(3, 300, dtype=torch.bfloat16, **options), x).split("\n")
-            for options in ({}, {"state_grad_clip": 1.0})
+            for options in ({}, {"record_state_grad_norms": True}, {"state_grad_clip": 1.0})
         )
+    assert recorded == off
     assert [line for line in on if line.startswith("forward")] == [line for line in off if line.startswith("forward")]
     assert [line for line in on if line.startswith("backward")] != [line for line in off if line.startswith("backward")]
 

@@ -271,3 +271,10 @@ def test_backward_after_a_forward_that_kept_nothing_says_so(backend, device):
     outputs = layer.apply(backend, *layer.require_grad(), save=False)
     with pytest.raises(RuntimeError, match="save=False"):
         gradients(outputs, layer.inputs())
+
+
+@pytest.mark.parametrize("function", cases.FUNCTIONS.values())
+@pytest.mark.parametrize("arguments", [(), (None,), (torch.zeros(1), torch.zeros(1))], ids=["none", "None", "tensors"])
+def test_apply_without_options_says_what_it_wants(function, arguments):
+    with pytest.raises(TypeError, match="the first argument of apply\\(\\) should be fastrnn.functions.Options"):
+        function.apply(*arguments)

@@ -119,10 +119,11 @@ def test_errors_are_those_of_the_arithmetic(kernels, plan, arithmetic, case, cli
             assert_error_ratio(our, low.to(dtype), true, 3, name)
 
 
+@pytest.mark.parametrize("clip", [None, "norm"])
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan):
+def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan, clip):
     device = "cuda" if kernels == "cuda" else "cpu"
     layer = small_weights(
         Case(cell, "lengths", directions=2, site="state", steps=4, batch=10, hidden_size=50), torch.bfloat16, device
@@ -131,9 +132,97 @@ def test_runs_are_equal_to_the_bit_whatever_the_schedule(kernels, cell, plan):
     for seed in (1, 2**20, 2**40):
         if kernels == "emulated":
             torch.ops.fastrnn_emulated.set_seed(seed)
-        runs.append(run(layer, kernels, plan, "norm"))
+        runs.append(run(layer, kernels, plan, clip))
     assert_bit_equal(runs[1], runs[0])
     assert_bit_equal(runs[2], runs[0])
+
+
+def counted(function):
+    """(launches, threads that came to a __syncthreads, queries of the runtime) of a call on the emulated device."""
+    before = torch.ops.fastrnn_emulated.counts()
+    function()
+    return tuple(after - b for after, b in zip(torch.ops.fastrnn_emulated.counts(), before, strict=True))
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="what the emulator counts")
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_nobody_waits_for_a_norm_that_is_recorded_and_nothing_else(cell, plan):
+    layer = small_weights(Case(cell, "lengths", directions=2, batch=10, hidden_size=50), torch.bfloat16, "cpu")
+
+    def backward(**options):
+        inputs = layer.require_grad()
+        outputs = layer.apply("emulated", *inputs, plan=plan, **options)
+        return counted(lambda: gradients(outputs, inputs))
+
+    launches, arrivals, _ = backward()
+    assert backward(slot=torch.zeros(1), record_key=987654)[:2] == (launches + 1, arrivals)
+    assert backward(clip_mode="norm", clip_threshold=0.3)[1] > arrivals
+
+
+def ragged_layer(cell, lengths, steps, device):
+    case = Case(cell, "lengths", directions=2, site="state", steps=steps, batch=len(lengths), hidden_size=20)
+    layer = small_weights(case, torch.bfloat16, device)
+    layer.lengths = torch.tensor(lengths, device=device)
+    return layer
+
+
+SHUFFLED = random.Random(1).choices(range(1, 7), k=24)  # three slices of 8
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="what the emulator counts")
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_slices_of_a_padded_batch_end_as_early_as_samples_in_order_of_length_allow(cell, plan):
+    def arrivals_of(lengths):
+        layer = ragged_layer(cell, lengths, 6, "cpu")
+        inputs, outputs = layer.require_grad(), []
+        forward = counted(lambda: outputs.extend(layer.apply("emulated", *inputs, plan=plan)))[1]
+        return forward, counted(lambda: gradients(outputs, inputs))[1]
+
+    six, three = arrivals_of([6] * 24), arrivals_of([3] * 24)
+    for shuffled, of_six, of_three in zip(arrivals_of(SHUFFLED), six, three, strict=True):
+        per_step = (of_six - of_three) / (3 * 6 - 3 * 3)  # of a slice
+        steps = (shuffled - of_three) / per_step + 3 * 3
+        assert steps == sum(sorted(SHUFFLED, reverse=True)[::8]) < 3 * 6
+
+
+@pytest.mark.parametrize("plan", ["block", "stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_samples_compute_the_same_to_the_bit_whichever_slice_has_them(kernels, cell, plan):
+    """One after another, 8 at a time: a slice of its own has nothing to order."""
+    device = "cuda" if kernels == "cuda" else "cpu"
+    together = ragged_layer(cell, SHUFFLED, 6, device)
+
+    def run_part(first, size):
+        samples = slice(first, first + size)
+        layer = together.to(torch.bfloat16)
+        layer.lengths, layer.x = together.lengths[samples], layer.x[:, samples].contiguous()
+        layer.h0, layer.mask = layer.h0[:, samples].contiguous(), layer.mask[:, samples].contiguous()
+        layer.c0 = None if layer.c0 is None else layer.c0[:, samples].contiguous()
+        inputs = layer.require_grad()
+        outputs = layer.apply(kernels, *inputs, plan=plan, slot=torch.zeros(1), record_key=987654)
+        of_states = [inputs[1]] if layer.c0 is None else inputs[1:3]
+        sums = sum(out.double().sum() for out in outputs)
+        return [*outputs, *torch.autograd.grad(sums, of_states), recording.recorded(987654).norms]
+
+    parts = [run_part(first, 8) for first in range(0, 24, 8)]
+    names = ["y", *(["h_n", "h0"] if together.c0 is None else ["h_n", "c_n", "h0", "c0"]), "norms"]
+    for name, all_samples, *of_parts in zip(names, run_part(0, 24), *parts, strict=True):
+        dim = 2 if name == "norms" else 1
+        assert_bit_equal(all_samples, torch.cat(of_parts, dim), name)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_large_batches_are_ordered_in_windows(kernels):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    batch = 8192 + 20  # csrc/cuda/slices.cuh: kOrderWindow
+    layer = make_layer(Case("rnn_tanh", "lengths", steps=2, batch=batch, hidden_size=1), torch.float32, device)
+    expected, _ = run(layer, "reference")
+    ours, _ = run(layer, kernels, "block")
+    for name, our, theirs in zip(names_of(layer), ours, expected, strict=True):
+        assert_equal_to_rounding(our, theirs, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -192,6 +281,7 @@ def device_of():
             "fastrnn was built for older architectures alone (TORCH_CUDA_ARCH_LIST)",
         ),
         ("H100 without code", "stepwise", "fastrnn was not built for this GPU"),
+        ("H100 without code", "", "fastrnn was not built for this GPU"),
         ("H100", "fastest", 'expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
@@ -218,7 +308,24 @@ def test_the_clusters_that_fit_are_asked_of_the_runtime(device_of):
         device_of(name)
         numbers = list(torch.ops.fastrnn_emulated.device_limits(0))
         assert numbers[:4] == limits
-        assert len(numbers) == 20 and numbers[4 + 7] == of_8 and numbers[4 + 15] == of_16
+        assert len(numbers) == 21 and numbers[4 + 7] == of_8 and numbers[4 + 15] == of_16
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize(("name", "arch"), [("H100", 90), ("H100 with code for 8.0", 80), ("H100 without code", 0)])
+def test_the_architecture_of_the_code_is_asked_of_the_runtime(device_of, name, arch):
+    device_of(name)
+    assert torch.ops.fastrnn_emulated.device_limits(0)[-1] == arch
+
+
+@pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")
+@pytest.mark.parametrize("plan", PLANS)
+def test_what_never_changes_is_asked_of_the_runtime_once(device_of, plan):
+    layer = small_weights(Case("gru", "lengths", batch=10, hidden_size=20), torch.float16, "cpu")
+    for name in ("H100", "small"):
+        device_of(name)
+        run(layer, "emulated", plan)
+        assert counted(lambda: run(layer, "emulated", plan))[2] == 0
 
 
 @pytest.mark.skipif("emulated" not in KERNELS, reason="the emulated devices")

@@ -33,8 +33,8 @@ CHUNKS = {
 }  # columns, as csrc/cuda/operand.cuh has them
 
 
-def device(name: str):
-    return _C.DeviceLimits(*DEVICES[name])
+def device(name: str, compiled_arch: int | None = None):
+    return _C.DeviceLimits(*DEVICES[name], compiled_arch)
 
 
 def request(cell="lstm", scalar="bfloat16", batch=16, hidden=512, steps=100, state=None, **options):
@@ -232,8 +232,25 @@ def test_the_text_names_the_team_and_what_bounds_it():
     assert "cluster barrier and exchange " in plan["bound"]
 
 
+@pytest.mark.parametrize(
+    ("compiled_arch", "teams"),
+    [
+        (90, {"cluster", "grid", "stepwise", "matmul"}),
+        (80, {"grid", "stepwise", "matmul"}),
+        (75, {"matmul"}),
+        (0, {"matmul"}),
+    ],
+)
+def test_plans_are_those_that_the_code_holds(compiled_arch, teams):
+    limits = device("H100", compiled_arch)
+    assert {plan["team"] for plan in _C.all_plans(request(all_plans=True), limits)} == teams
+    for team in {"cluster", "grid", "stepwise"} - teams:
+        with pytest.raises(ValueError, match=r"\(TORCH_CUDA_ARCH_LIST\)"):
+            _C.plan(request(wanted=team), limits)
+
+
 @pytest.mark.skipif(_library.build_info() is None, reason="not built")
 def test_normed_steps_cost_one_more_barrier():
     plain = _C.plan(request(wanted="grid", backward=True), device("H100"))
-    normed = _C.plan(request(wanted="grid", backward=True, takes_norm=True), device("H100"))
+    normed = _C.plan(request(wanted="grid", backward=True, clips_norm=True), device("H100"))
     assert normed["step_us"] > plain["step_us"]

@@ -5,7 +5,7 @@
 // 16, two samples of each tile. A turn undoes one step:
 //   1. fetches what forward saved,
 //   2. waits for the product of the step after it: r_t, the recurrent gradient,
-//   3. takes its norm over the team, records and clips it,
+//   3. clips its norm, which is taken over the team, or leaves its squares for the record (slices.cuh),
 //   4. runs the cell backward in registers,
 //   5. gives its gate gradients to the exchange,
 //   6. stores them, while the others still wait.
@@ -14,6 +14,7 @@
 
 #include "exchange.cuh"
 #include "forward.cuh"
+#include "slices.cuh"
 
 namespace fastrnn::cuda {
 
@@ -32,13 +33,13 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
   const int T = static_cast<int>(p.shape.steps);
   const int64_t D = p.shape.directions;
-  const Place place = Place::of_block(tiling);
+  const Place place = Place::of_block(tiling, p.shape.directions);
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kTileRows;
   const Lane lane = Lane::of_thread();
   const Rows rows = Rows::of(p);
-  const ThreadSamples<kN> samples(rows, place.slice);
+  const ThreadSamples<kN> samples(rows, workspace.order, place.slice);
 
   Exchange exchange(shared, p.w_hh[d], H, tiling, place, workspace, first_unit);
 
@@ -70,8 +71,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
   const int first_turn = T - samples.longest;
   if (tiling.begin == 0 && tiling.end == T + 1) exchange.start(first_turn);
-  const bool takes_norm = p.norms || p.clip_mode == ClipMode::kNorm;
-  const double scale = p.grad_scale ? *p.grad_scale : 1.0;
+  const double scale = loss_scale(p.grad_scale);
+  const bool clips_norm = p.clip_mode == ClipMode::kNorm;
+  const bool leaves_squares = workspace.sums.squares && owns_units && first_unit < H;
 
   for (int turn = tiling.begin > first_turn ? tiling.begin : first_turn; turn < tiling.end; ++turn) {
     const int step = T - 1 - turn;  // -1: the initial state
@@ -140,15 +142,15 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       if (step < 0) break;
     }
 
-    if (takes_norm) {
-      double squares[kN][2] = {};
-      if (tiling.phase != Phase::kFromNorm)
-        for_own([&](int n, int v, int j) {
-          if (!is_live(n, j)) return;
-          // in double, which holds the square of every float
-          squares[n][j] += static_cast<double>(r[n][v][j].h) * r[n][v][j].h;
-          if constexpr (Cell::kHasCell) squares[n][j] += static_cast<double>(r[n][v][j].c) * r[n][v][j].c;
-        });
+    double squares[kN][2];
+    if (leaves_squares || clips_norm) {
+      unrolled<kN, 2>([&](int n, int j) { squares[n][j] = 0; });
+      for_own([&](int n, int v, int j) {
+        squares[n][j] += static_cast<double>(r[n][v][j].h) * r[n][v][j].h;
+        if constexpr (Cell::kHasCell) squares[n][j] += static_cast<double>(r[n][v][j].c) * r[n][v][j].c;
+      });
+    }
+    if (clips_norm) {
       if constexpr (Exchange::Team::kStepwise) {
         if (tiling.phase == Phase::kUntilNorm) {
           exchange.team.store_part(turn, squares);
@@ -162,12 +164,15 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       } else {
         exchange.team.sum(turn, squares);
       }
+      // Roots and quotients in double take long: only where they may matter.
+      const double threshold = p.clip_threshold * scale, never_clipped = threshold * threshold * (1 - 1e-12);
       unrolled<kN, 2>([&](int n, int j) {
         if (!is_live(n, j)) return;
-        const double norm = sqrt(squares[n][j]) / scale;
-        // not where the norm is not finite
-        const bool clips = p.clip_mode == ClipMode::kNorm && norm > p.clip_threshold && norm * 0 == 0;
-        if (place.rank == 0 && warp == 0 && lane.group == 0) {
+        const bool records = place.rank == 0 && warp == 0 && lane.group == 0;
+        if (!records && squares[n][j] < never_clipped) return;
+        const double norm = norm_of(squares[n][j], scale);
+        const bool clips = norm > p.clip_threshold && norm * 0 == 0;  // not where the norm is not finite
+        if (records) {
           const int64_t index = (static_cast<int64_t>(d) * T + step_t(n, j)) * B + samples.index[n][j];
           if (p.norms) *at<Acc>(p.norms, index) = static_cast<Acc>(norm);
           if (p.clipped && clips) p.clipped[index] = true;
@@ -226,6 +231,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       });
     exchange.published(turn + 1);
 
+    if (leaves_squares)  // for the record alone nobody waits
+      Exchange::Team::store_sums_of_warp(squares,
+                                         squares_at(workspace.sums, d, place.slice, step, first_unit / kTileRows));
     for_own([&](int n, int v, int j) {
       if (!is_live(n, j)) return;
       const int unit = unit_of(v);

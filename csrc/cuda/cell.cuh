@@ -29,12 +29,4 @@ struct GruCell : Gru {
   FASTRNN_DEVICE explicit GruCell(CellKind) {}
 };
 
-// Clamps x as torch.clamp does: NaN stays. Whether that changed it.
-template <typename Acc>
-FASTRNN_DEVICE bool clamp_value(Acc limit, Acc& x) {
-  if (!(x > limit || x < -limit)) return false;
-  x = x > 0 ? limit : -limit;
-  return true;
-}
-
 }  // namespace fastrnn::cuda

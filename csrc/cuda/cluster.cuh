@@ -11,7 +11,7 @@ class ClusterBase : public TeamBase<Op, kN_> {
   using Base = TeamBase<Op, kN_>;
 
  public:
-  static constexpr int kMinArch = 90;
+  static constexpr int kMinArch = kClusterMinArch;
   static constexpr int kN = kN_;
   static constexpr bool kStepwise = false;
 

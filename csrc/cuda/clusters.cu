@@ -10,22 +10,35 @@ __global__ void __launch_bounds__(kThreads, 1) occupy() {}
 
 }  // namespace
 
-std::array<int, kMaxClusterSize + 1> count_resident_clusters(int shared_bytes) {
+std::optional<std::array<int, kMaxClusterSize + 1>> count_resident_clusters(int shared_bytes) {
   std::array<int, kMaxClusterSize + 1> counts{};
   Launch launch_;
   launch_.threads = kThreads;
   launch_.shared_bytes = shared_bytes;
-  const bool is_prepared =
-      cudaFuncSetAttribute(occupy, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) == cudaSuccess;
+  const auto set = [](cudaFuncAttribute attribute, int value) {
+    return attempt([&] { return cudaFuncSetAttribute(occupy, attribute, value); });
+  };
+  if (set(cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes) != cudaSuccess) return std::nullopt;
   // More than 8 is not portable: not every device has it.
-  const bool has_large =
-      is_prepared && cudaFuncSetAttribute(occupy, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess;
-  if (!has_large) (void)cudaGetLastError();
-  for (int size = 1; is_prepared && size <= (has_large ? kMaxClusterSize : 8); ++size) {
+  const cudaError_t large = set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (large != cudaSuccess && !is_refusal(large)) return std::nullopt;
+  for (int size = 1; size <= (large == cudaSuccess ? kMaxClusterSize : 8); ++size) {
     launch_.cluster_size = size;
-    counts[size] = resident_clusters(launch_, occupy);
+    const std::optional<int> count = resident_clusters(launch_, occupy);
+    if (!count) return std::nullopt;
+    counts[size] = *count;
   }
   return counts;
+}
+
+int compiled_arch() {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = attempt([&] { return cudaFuncGetAttributes(&attributes, occupy); });
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) return 0;
+  Launch launch_;
+  launch_.what = "fastrnn's kernels";
+  check(launch_, error);
+  return attributes.ptxVersion;
 }
 
 }  // namespace fastrnn::cuda

@@ -70,17 +70,17 @@ struct ForwardShared {
   }
 };
 
-// The samples of a slice that a thread has: of tile n, 2 * quad + j.
+// The samples of a slice that a thread has: of tile n, at the places 2 * quad + j.
 template <int kN>
 struct ThreadSamples {
-  int index[kN][2];
+  int index[kN][2];   // in the batch
   int length[kN][2];  // 0 past the batch
   int longest;        // of the slice
-  // A lane of the warp finds the length of a sample, for all.
-  FASTRNN_DEVICE ThreadSamples(const Rows& rows, int slice) {
-    const int first = slice * kN * kTileBatch, of_lane = first + threadIdx.x % kWarp % (kN * kTileBatch);
-    const int found = of_lane < rows.batch ? static_cast<int>(rows.length(of_lane)) : 0;
-    longest = found;
+  // A lane of the warp finds a sample and its length, for all.
+  FASTRNN_DEVICE ThreadSamples(const Rows& rows, const OrderedSample* order, int slice) {
+    const int of_lane = threadIdx.x % kWarp % (kN * kTileBatch);
+    const OrderedSample found = rows.sample_at(slice * kN * kTileBatch + of_lane, order);
+    longest = found.length;
     FASTRNN_UNROLL
     for (int mask = 1; mask < kN * kTileBatch; mask *= 2) {
       const int other = __shfl_xor_sync(0xffffffffu, longest, mask);
@@ -89,8 +89,8 @@ struct ThreadSamples {
     for (int n = 0; n < kN; ++n)
       for (int j = 0; j < 2; ++j) {
         const int in_slice = n * kTileBatch + 2 * Lane::of_thread().quad + j;
-        index[n][j] = first + in_slice;
-        length[n][j] = __shfl_sync(0xffffffffu, found, in_slice);
+        index[n][j] = __shfl_sync(0xffffffffu, found.index, in_slice);
+        length[n][j] = __shfl_sync(0xffffffffu, found.length, in_slice);
       }
   }
   FASTRNN_DEVICE bool exists(int n, int j, const Rows& rows) const { return index[n][j] < rows.batch; }
@@ -111,13 +111,13 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   const Cell cell(p.shape.cell);
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
   const int64_t D = p.shape.directions;
-  const Place place = Place::of_block(tiling);
+  const Place place = Place::of_block(tiling, p.shape.directions);
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kGroups * Tiles::kUnits;
   const Lane lane = Lane::of_thread();
   const Rows rows = Rows::of(p);
-  const ThreadSamples<kN> samples(rows, place.slice);
+  const ThreadSamples<kN> samples(rows, workspace.order, place.slice);
 
   const ForwardRows<Scalar, Cell> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
   const WarpWeights<Op, kTiles, kForwardRegisters<kN> / 8 / kTiles, ForwardRows<Scalar, Cell>> weights(
@@ -164,7 +164,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   };
   if (tiling.begin == 0) {
     team.start(0, [&](int k, int sample) {
-      const int b = place.slice * Team::kSamples + sample;
+      const int b = rows.sample_at(place.slice * Team::kSamples + sample, workspace.order).index;
       if (b >= B) return Op::operand(0);
       return operand(load(at<Scalar>(p.h0, state_at(b, k))), masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1));
     });

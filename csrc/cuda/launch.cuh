@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../params.h"
+#include "runtime.h"
 
 namespace fastrnn::cuda {
 
@@ -42,7 +43,6 @@ struct Launch {
 
 inline void check(const Launch& launch, cudaError_t error) {
   if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // an error of the call is not the next one's
   const char* advice = "";
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
     advice =
@@ -58,10 +58,15 @@ inline void check(const Launch& launch, cudaError_t error) {
 // launched. Always all the shared memory there is: a lower limit would refuse what another host thread is about to launch.
 template <typename... Parameters>
 void prepare(const Launch& launch, void (*kernel)(Parameters...), int shared_per_block) {
+  const auto set = [&](Question::Kind kind, cudaFuncAttribute attribute, int value) {
+    answer({kind, reinterpret_cast<const void*>(kernel), 0, 0, 0}, [&] {
+      check(launch, attempt([&] { return cudaFuncSetAttribute(kernel, attribute, value); }));
+      return value;
+    });
+  };
   if (launch.shared_bytes > 48 * 1024)
-    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block));
-  if (launch.cluster_size > 8)
-    check(launch, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    set(Question::kAllSharedMemory, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block);
+  if (launch.cluster_size > 8) set(Question::kLargeClusters, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
 template <typename... Parameters>
@@ -84,21 +89,18 @@ void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameter
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  check(launch, cudaLaunchKernelEx(&config, kernel, parameters...));
+  check(launch, attempt([&] { return cudaLaunchKernelEx(&config, kernel, parameters...); }));
 }
 
-// The architecture that the kernel's code for the current device was compiled for, 80 for 8.0: an older one's PTX runs on a newer
-// device.
-template <typename... Parameters>
-int compiled_arch(const Launch& launch, void (*kernel)(Parameters...)) {
-  cudaFuncAttributes attributes{};
-  check(launch, cudaFuncGetAttributes(&attributes, kernel));
-  return attributes.ptxVersion;
+// Fills memory with zeros.
+inline void clear(const Launch& launch, void* data, size_t bytes) {
+  check(launch, attempt([&] { return cudaMemsetAsync(data, 0, bytes, launch.stream); }));
 }
 
-// How many clusters of launch.cluster_size blocks of the kernel run at the same time on the current device.
+// How many clusters of launch.cluster_size blocks of the kernel run at the same time on the current device; nothing where the runtime
+// does not say.
 template <typename... Parameters>
-int resident_clusters(const Launch& launch, void (*kernel)(Parameters...)) {
+std::optional<int> resident_clusters(const Launch& launch, void (*kernel)(Parameters...)) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(launch.cluster_size));
   config.blockDim = dim3(static_cast<unsigned>(launch.threads));
@@ -109,18 +111,29 @@ int resident_clusters(const Launch& launch, void (*kernel)(Parameters...)) {
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  int clusters = 0;
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) (void)cudaGetLastError();
-  return clusters;
+  const Question question{Question::kResidentClusters, reinterpret_cast<const void*>(kernel), launch.shared_bytes,
+                          launch.cluster_size, 0};
+  return answer(question, [&]() -> std::optional<int> {
+    int clusters = 0;
+    const cudaError_t error = attempt([&] { return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config); });
+    if (error == cudaSuccess) return clusters;
+    if (is_refusal(error)) return 0;
+    return std::nullopt;
+  });
 }
 
 // How many blocks of the kernel can wait for each other on the current device.
 template <typename... Parameters>
 int resident_blocks(const Launch& launch, void (*kernel)(Parameters...), int multiprocessors) {
-  int per_multiprocessor = 0;
-  check(launch, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, launch.threads,
-                                                              launch.shared_bytes));
-  return per_multiprocessor * multiprocessors;
+  const Question question{Question::kResidentBlocks, reinterpret_cast<const void*>(kernel), launch.shared_bytes, 1, 0};
+  const std::optional<int> per_multiprocessor = answer(question, [&] {
+    int blocks = 0;
+    check(launch, attempt([&] {
+            return cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, launch.threads, launch.shared_bytes);
+          }));
+    return blocks;
+  });
+  return *per_multiprocessor * multiprocessors;
 }
 
 }  // namespace fastrnn::cuda

@@ -9,6 +9,7 @@
 
 #include "../params.h"
 #include "cell.cuh"
+#include "clip.cuh"
 #include "rows.cuh"
 #include "storage.cuh"
 #include "tiling.h"
@@ -222,12 +223,12 @@ FASTRNN_DEVICE void receive(const BackwardParams& p, const MatmulWorkspace& w, i
     for (int64_t j = threadIdx.x; j < H; j += blockDim.x)
       *at<Acc>(w.c, sample * H + j) = received_c<Scalar>(p, w, is_last, sample * H + j);
 
-  const double scale = p.grad_scale ? *p.grad_scale : 1.0;
+  const double scale = loss_scale(p.grad_scale);
   bool clipped = false;
   if (p.norms || p.clip_mode == ClipMode::kNorm) {
-    double squares = 0;  // in double, which holds the square of every float
+    double squares = 0;
     for_own([&](Acc& x) { squares += static_cast<double>(x) * x; });
-    const double norm = sqrt(block_sum(squares, partial)) / scale;
+    const double norm = norm_of(block_sum(squares, partial), scale);
     if (p.norms && threadIdx.x == 0) *at<Acc>(p.norms, norm_at) = static_cast<Acc>(norm);
     // not where the norm is not finite
     clipped = p.clip_mode == ClipMode::kNorm && norm > p.clip_threshold && norm * 0 == 0;

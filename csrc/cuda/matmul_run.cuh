@@ -35,9 +35,7 @@ class MatmulPass {
     return scratch_.take(count * static_cast<int64_t>(sizeof(T)));
   }
 
-  void clear(void* data, int64_t bytes) const {
-    check(launch_of("memset", 1), cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), run_.stream));
-  }
+  void clear(void* data, int64_t bytes) const { cuda::clear(launch_of("memset", 1), data, static_cast<size_t>(bytes)); }
 
   // By threads, one for each of `count`.
   template <typename... Arguments>

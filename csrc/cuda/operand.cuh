@@ -18,7 +18,6 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kWarp = 32;
 constexpr int kTileRows = 16;  // rows of weights in a matrix instruction
 
 // Where a thread stands in a fragment.

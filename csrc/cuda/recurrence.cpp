@@ -17,28 +17,24 @@
 namespace fastrnn::cuda {
 namespace {
 
-void check(cudaError_t error) {
+template <typename Call>
+void check(Call call) {
+  const cudaError_t error = attempt(call);
   if (error != cudaSuccess) throw std::runtime_error(std::string("fastrnn: ") + cudaGetErrorString(error));
-}
-
-// Of a device of this many multiprocessors and bytes of shared memory: asked once.
-std::array<int, kMaxClusterSize + 1> resident_clusters(int device, int multiprocessors, int shared_per_block) {
-  static std::mutex mutex;
-  static std::map<std::array<int, 3>, std::array<int, kMaxClusterSize + 1>> known;
-  const std::lock_guard lock(mutex);
-  const auto [found, is_new] = known.try_emplace({device, multiprocessors, shared_per_block});
-  if (is_new) found->second = count_resident_clusters(shared_per_block);
-  return found->second;
 }
 
 }  // namespace
 
 DeviceLimits current_device() {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
   int device = 0;
-  check(cudaGetDevice(&device));
+  check([&] { return cudaGetDevice(&device); });
+  const std::lock_guard lock(mutex);
+  if (const auto found = known.find(device); found != known.end()) return found->second;
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
-    check(cudaDeviceGetAttribute(&value, attribute, device));
+    check([&] { return cudaDeviceGetAttribute(&value, attribute, device); });
     return value;
   };
   DeviceLimits limits{};
@@ -46,8 +42,13 @@ DeviceLimits current_device() {
   limits.minor = ask(cudaDevAttrComputeCapabilityMinor);
   limits.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   limits.shared_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (limits.major >= 9 && ask(cudaDevAttrClusterLaunch) != 0)
-    limits.resident_clusters = resident_clusters(device, limits.multiprocessors, limits.shared_per_block);
+  limits.compiled_arch = compiled_arch();
+  if (limits.major >= 9 && limits.compiled_arch > 0 && ask(cudaDevAttrClusterLaunch) != 0) {
+    const auto counts = count_resident_clusters(limits.shared_per_block);
+    if (!counts) return limits;  // without clusters for once: the next call asks again
+    limits.resident_clusters = *counts;
+  }
+  known.emplace(device, limits);
   return limits;
 }
 
@@ -102,8 +103,8 @@ bool with_recurrence(const Params& params, const Plan& plan, Function function) 
   });
 }
 
-// The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident, no code
-// was compiled for such a device) is passed over.
+// The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident) is passed
+// over.
 std::vector<Plan> plans_for(const PlanRequest& request, const DeviceLimits& device) {
   if (!request.wanted.empty()) make_plan(request, device);  // says why there is none
   return all_plans(request, device);
@@ -117,10 +118,8 @@ void run_first_that_fits(const Params& params, const PlanRequest& request, const
     if (plan.team == Team::kMatmul) return matmul(params, run);
     if (with_recurrence(params, plan, [&](auto kernels) { return function(kernels, plan, device); })) return;
   }
-  throw std::runtime_error(
-      "no plan fits this device for " + describe(params.shape) +
-      ": its multiprocessors are taken, or clusters are not available, or fastrnn was built for older "
-      "architectures alone (TORCH_CUDA_ARCH_LIST)");
+  throw std::runtime_error("no plan fits this device for " + describe(params.shape) +
+                           ": its multiprocessors are taken, or clusters are not available");
 }
 
 }  // namespace
@@ -135,7 +134,7 @@ void forward(const ForwardParams& params, const Run& run) {
 void backward(const BackwardParams& params, const Run& run) {
   PlanRequest request = request_of(params, run.plan);
   request.backward = true;
-  request.takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
+  request.clips_norm = params.clip_mode == ClipMode::kNorm;
   run_first_that_fits(params, request, run, matmul_backward,
                       [&](auto kernels, const Plan& plan, const DeviceLimits& device) {
                         return kernels.backward(params, plan, device, run);

@@ -11,9 +11,10 @@
 
 namespace fastrnn::cuda {
 
-// `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward.
+// `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward; `records`: norms that are not clipped by.
 template <typename Op>
-Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums) {
+Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums,
+                        bool records) {
   using Acc = typename Op::Acc;
   const int64_t samples = int64_t{plan.batch_tiles} * kTileBatch;
   const int64_t rows = (num_rows + Op::kChunk - 1) / Op::kChunk * Op::kChunk;
@@ -29,7 +30,23 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
           static_cast<double*>(scratch.take(plan.num_teams * 2 * plan.tiling.team_size * samples * sizeof(double)));
   }
   if (num_sums > 0) workspace.bias = scratch.take(plan.tiling.num_slices * num_sums * sizeof(Acc));
+  if (records) {
+    SquareSums& sums = workspace.sums;
+    sums = {nullptr, plan.tiling.num_slices, shape.steps, (shape.hidden_size + kTileRows - 1) / kTileRows, samples};
+    sums.squares = static_cast<double*>(
+        scratch.take(plan.num_teams * sums.num_steps * sums.num_warps * sums.slice_size * sizeof(double)));
+  }
   return workspace;
+}
+
+// Slices that end early where they can: packed batches are in order already, and one slice has no choice.
+template <typename Params>
+void order_samples(Launch launch_, const Params& params, const Plan& plan, Scratch& scratch, Workspace& workspace) {
+  if (!params.lengths || params.offsets || plan.tiling.num_slices <= 1) return;
+  workspace.order = static_cast<OrderedSample*>(scratch.take(params.shape.batch * sizeof(OrderedSample)));
+  launch_.threads = kThreads;
+  launch_.grid = static_cast<int>((params.shape.batch + kWarps - 1) / kWarps);
+  launch(launch_, order_by_length<Params>, workspace.order, params);
 }
 
 // Launches `kernel` for all teams: at once where they do not wait for each other or all are resident, else in turns. False where
@@ -64,13 +81,13 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (static_cast<int64_t>(arrays.used()) != plan.shared_bytes)
     throw std::logic_error(launch_.what + ": the plan has " + std::to_string(plan.shared_bytes) +
                            " bytes of shared memory, the kernel " + std::to_string(arrays.used()));
-  // In code for an architecture without the instructions it needs the kernel is empty.
-  if (compiled_arch(launch_, kernel) < Shared::kMinArch) return false;
+  if (device.compiled_arch < Shared::kMinArch)
+    throw std::logic_error(launch_.what + ": the kernel is empty in code for architecture " +
+                           std::to_string(device.compiled_arch));
   if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
   prepare(launch_, kernel, device.shared_per_block);
-  if (plan.team == Team::kCluster && resident_clusters(launch_, kernel) == 0) return false;
-  if (plan.team == Team::kGrid)
-    check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));
+  if (plan.team == Team::kCluster && resident_clusters(launch_, kernel).value_or(0) == 0) return false;
+  if (plan.team == Team::kGrid) clear(launch_, workspace.counters, size_t(plan.num_teams) * 2 * 128);
   Tiling tiling = plan.tiling;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;
@@ -91,9 +108,12 @@ template <typename Op, typename Cell, template <typename, int> typename Team, in
 bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimits& device, const Run& run) {
   constexpr bool kIsBlock = std::is_same_v<Team<Op, kN>, BlockTeam<Op, kN>>;
   constexpr int kGroups = kIsBlock && GateTiles<Cell>::kPaired ? 2 : 1;
-  const std::string what = "recurrence_forward of " + describe(params.shape);
-  Scratch scratch(run, what);
-  const Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0);
+  Launch beside;
+  beside.what = "recurrence_forward of " + describe(params.shape);
+  beside.stream = run.stream;
+  Scratch scratch(run, beside.what);
+  Workspace workspace = cut_workspace<Op>(scratch, params.shape, plan, params.shape.hidden_size, 0, false);
+  order_samples(beside, params, plan, scratch, workspace);
   return run_plan<ForwardShared<Op, Cell, Team<Op, kN>, kGroups>>(
       "recurrence_forward", recurrence_forward<Op, Cell, Team, kN, kGroups>, params, plan, device, run, workspace,
       static_cast<int>(params.shape.steps), [](int) { return std::vector{Phase::kWhole}; });
@@ -105,30 +125,33 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   using Exchange = ExchangeOf<Op, Cell, Team, kN>;
   const Shape& shape = params.shape;
   const int64_t num_sums = shape.directions * (Cell::kHasExtra ? Cell::kGates + 1 : Cell::kGates) * shape.hidden_size;
-  const std::string what = "recurrence_backward of " + describe(shape);
-  Scratch scratch(run, what);
-  const Workspace workspace = cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums);
-  Launch finish;
-  finish.what = what;
-  finish.stream = run.stream;
-  // Where a sample has no step, nothing is written.
+  Launch beside;  // of what comes before and after the recurrence
+  beside.what = "recurrence_backward of " + describe(shape);
+  beside.stream = run.stream;
+  Scratch scratch(run, beside.what);
+  const bool clips_norm = params.clip_mode == ClipMode::kNorm, records = params.norms && !clips_norm;
+  Workspace workspace = cut_workspace<Op>(scratch, shape, plan, Cell::kGates * shape.hidden_size, num_sums, records);
+  order_samples(beside, params, plan, scratch, workspace);
+  // Where a sample has no step, nothing is written, but by finish_norms.
   const size_t recorded = shape.directions * shape.steps * shape.batch;
-  if (params.norms) check(finish, cudaMemsetAsync(params.norms, 0, recorded * sizeof(Acc), run.stream));
-  if (params.clipped) check(finish, cudaMemsetAsync(params.clipped, 0, recorded, run.stream));
-  const bool takes_norm = params.norms != nullptr || params.clip_mode == ClipMode::kNorm;
+  if (params.norms && clips_norm) clear(beside, params.norms, recorded * sizeof(Acc));
+  if (params.clipped) clear(beside, params.clipped, recorded);
   const auto phases = [&](int turn) {
-    if (!takes_norm || turn == shape.steps) return std::vector{Phase::kWhole};
+    if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
   };
   if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
                                            device, run, workspace, static_cast<int>(shape.steps) + 1, phases))
     return false;
-  if (params.grad_bias) {
-    finish.threads = kThreads;
-    finish.grid = static_cast<int>((num_sums + kThreads - 1) / kThreads);
-    launch(finish, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
-           num_sums, int64_t{plan.tiling.num_slices});
-  }
+  beside.threads = kThreads;
+  const auto launch_over = [&](int64_t count, auto kernel, const auto&... arguments) {
+    beside.grid = static_cast<int>((count + kThreads - 1) / kThreads);
+    launch(beside, kernel, arguments...);
+  };
+  if (params.grad_bias)
+    launch_over(num_sums, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
+                num_sums, int64_t{plan.tiling.num_slices});
+  if (records) launch_over(recorded, finish_norms<Acc>, params, workspace);
   return true;
 }
 

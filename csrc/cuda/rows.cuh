@@ -3,6 +3,7 @@
 
 #include "../params.h"
 #include "storage.cuh"
+#include "tiling.h"
 
 namespace fastrnn::cuda {
 
@@ -33,6 +34,12 @@ struct Rows {
       }
     }
     return length;
+  }
+
+  // Who has a place in the slices; past the batch nobody, whom steps do not reach.
+  FASTRNN_DEVICE OrderedSample sample_at(int place, const OrderedSample* order) const {
+    if (place >= batch) return {place, 0};
+    return order ? order[place] : OrderedSample{place, static_cast<int>(length(place))};
   }
 
   FASTRNN_DEVICE int64_t row(int64_t step, int64_t sample) const {

@@ -18,12 +18,12 @@
 
 namespace fastrnn::cuda {
 
-// Which part of the layer a block has: consecutive blocks are a team.
+// Which part of the layer a block has: consecutive blocks are a team. The slices in order, so that the longest start first.
 struct Place {
   int rank, slice, direction;
-  FASTRNN_DEVICE static Place of_block(const Tiling& tiling) {
+  FASTRNN_DEVICE static Place of_block(const Tiling& tiling, int num_directions) {
     const int block = blockIdx.x, team = tiling.first_team + block / tiling.team_size;
-    return {block % tiling.team_size, team % tiling.num_slices, team / tiling.num_slices};
+    return {block % tiling.team_size, team / num_directions, team % num_directions};
   }
 };
 
@@ -50,7 +50,7 @@ class TeamBase {
  public:
   using Element = typename Op::Element;
   static constexpr int kSamples = kN * kTileBatch;
-  static constexpr int kMinArch = 80;  // the compute capability that the instructions need, 80 for 8.0
+  static constexpr int kMinArch = cuda::kMinArch;
 
   // Of an operand of K rows; the last chunk is filled up with zeros.
   FASTRNN_HD static int num_chunks(int64_t num_rows) {
@@ -58,6 +58,16 @@ class TeamBase {
   }
   FASTRNN_HD static int padded_rows(int64_t num_rows) { return num_chunks(num_rows) * Op::kChunk; }
   FASTRNN_DEVICE int rows() const { return rows_; }
+
+  // The sum over a warp's units of each of its samples, [kSamples].
+  FASTRNN_DEVICE static void store_sums_of_warp(double (&value)[kN][2], double* sums) {
+    const Lane lane = Lane::of_thread();
+    unrolled<kN, 2>([&](int n, int j) {
+      FASTRNN_UNROLL
+      for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
+      if (lane.group == 0) sums[n * kTileBatch + 2 * lane.quad + j] = value[n][j];
+    });
+  }
 
  protected:
   struct alignas(2 * sizeof(Element)) Pair {
@@ -83,22 +93,10 @@ class TeamBase {
     }
   }
 
-  // The sum over a warp's units of each of its samples, in the lanes whose group is 0.
-  FASTRNN_DEVICE static void add_groups(double (&value)[kN][2]) {
-    unrolled<kN, 2>([&](int n, int j) {
-      FASTRNN_UNROLL
-      for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
-    });
-  }
-
   // Every warp's sums to shared memory [unit_warps][kSamples]; the warps of other splits own no units.
   FASTRNN_DEVICE static void store_sums(double (&value)[kN][2], const Tiling& tiling, double* sums) {
-    add_groups(value);
     const int warp = threadIdx.x / kWarp;
-    const Lane lane = Lane::of_thread();
-    if (warp < tiling.unit_warps && lane.group == 0)
-      for (int n = 0; n < kN; ++n)
-        for (int j = 0; j < 2; ++j) sums[warp * kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j];
+    if (warp < tiling.unit_warps) store_sums_of_warp(value, sums + warp * kSamples);
     __syncthreads();
   }
   // Then, of sample threadIdx.x: the sum over the block's units.

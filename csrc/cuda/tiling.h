@@ -7,9 +7,11 @@
 namespace fastrnn::cuda {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
 constexpr int kTileBatch = 8;  // samples that one matrix instruction multiplies with
 constexpr int kMaxClusterSize = 16;
+constexpr int kMinArch = 80, kClusterMinArch = 90;  // what the teams' instructions need: 80 for compute capability 8.0
 
 // What backward does in a launch of one step whose gradient norm all blocks have to know before the cell can run.
 enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };
@@ -27,7 +29,7 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
 struct Tiling {
   int team_size;   // blocks that hold the weights of one direction together, for one slice of the batch
   int num_slices;  // of the batch, kTileBatch * kN samples each
-  int first_team;  // of this launch, in the order direction, slice
+  int first_team;  // of this launch, in the order slice, direction
   int unit_warps;  // warps that own different units; unit_warps * splits = kWarps
   int splits;      // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
@@ -39,14 +41,28 @@ struct Tiling {
   Phase phase;
 };
 
+// What backward leaves of a norm that is recorded and nothing else: over the units of each warp, 16 of them, the sum of squares
+// of each sample of a slice at each of its steps that exists. About H / 2 bytes a step and sample.
+struct SquareSums {
+  double* squares;  // [D, num_slices, num_steps, num_warps, slice_size]; nullptr: there are none
+  int64_t num_slices, num_steps, num_warps, slice_size;
+};
+
+// Who has a place in the slices.
+struct OrderedSample {
+  int index, length;  // in the batch; in steps
+};
+
 // Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
 struct Workspace {
-  void* exchange;      // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
-  void* carried_h;     // acc [D, B, H]               between launches
-  void* carried_c;     // acc [D, B, H]
-  double* norms;       // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient
-  void* bias;          // acc [S, D, columns]         partial sums of grad_bias
-  unsigned* counters;  // [D, S, 2, 32]               how many blocks have published, one cache line each
+  void* exchange;   // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* carried_h;  // acc [D, B, H]               between launches
+  void* carried_c;  // acc [D, B, H]
+  double* norms;    // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient that is clipped
+  SquareSums sums;
+  OrderedSample* order;  // [B]                       by falling length; nullptr: the batch's own order
+  void* bias;            // acc [S, D, columns]         partial sums of grad_bias
+  unsigned* counters;    // [D, S, 2, 32]               how many blocks have published, one cache line each
 };
 
 }  // namespace fastrnn::cuda

@@ -33,7 +33,7 @@ inline constexpr const char* kSumOfSquaresSchema =
 inline constexpr const char* kClipSchema = "clip_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()";
 
 // What a plan has to know of a CUDA device (plan.h: DeviceLimits): major, minor, multiprocessors, shared memory of a block, then
-// how many clusters of 1, 2, ... blocks run at the same time.
+// how many clusters of 1, 2, ... blocks run at the same time, then the architecture that the kernels' code was compiled for.
 inline constexpr const char* kDeviceLimitsSchema = "device_limits(int device) -> int[]";
 
 }  // namespace fastrnn

@@ -14,15 +14,13 @@ struct Case {
   ScalarKind scalar = ScalarKind::kFloat;
   std::string plan;  // csrc/cuda/recurrence.h: Run
   int64_t steps = 3, batch = 2, hidden_size = 5, directions = 1;
-  bool projects = false, has_bias = true, ragged = false, packed = false, has_final_grads = true;
+  bool projects = false, has_bias = true, ragged = false, packed = false, has_final_grads = true, records = true;
   char site = ' ';  // of the mask: 's' state, 'c' candidate, ' ' none
   ClipMode clip = ClipMode::kNone;
   std::string device = "H100";
   int batch_tiles = 0;  // that the plan chooses, of 8 samples; 0: whatever it does
 
   int64_t state_size() const { return projects ? hidden_size - 2 : hidden_size; }
-  // Where no norm is taken, nobody waits for all others between what it receives and what it sends.
-  bool takes_norm() const { return clip != ClipMode::kValue || !plan.starts_with("cluster"); }
   bool uses_tf32() const { return plan.ends_with("+tf32"); }
 
   std::string name() const {
@@ -35,7 +33,7 @@ struct Case {
          << (ragged   ? "-ragged"
              : packed ? "-packed"
                       : "")
-         << (has_final_grads ? "" : "-nofinals")
+         << (has_final_grads ? "" : "-nofinals") << (records ? "" : "-norecord")
          << (site == 's'   ? "-state"
              : site == 'c' ? "-candidate"
                            : "")
@@ -78,6 +76,7 @@ inline std::vector<Case> cases(const std::string& selection) {
     c.has_final_grads = choose(4) > 0;
     c.site = site == 0 ? ' ' : site == 1 || cell == kRnnTanh || cell == kRnnRelu ? 's' : 'c';
     c.clip = static_cast<ClipMode>(clip);
+    c.records = (layout + clip) % 3 > 0;
     // The cluster plan has no kernels for double. Where relu's slope jumps, rounding decides.
     if (plan == "cluster" && number.scalar == kDouble) return;
     if (plan == "matmul" && number.suffix[0] != '\0') return;  // its products are not ours
@@ -98,6 +97,18 @@ inline std::vector<Case> cases(const std::string& selection) {
                       .packed = clip == ClipMode::kValue,
                       .site = 's',
                       .clip = clip});
+  // Norms that are recorded and nothing else, of several launches: one for each step; more teams than can run at once.
+  for (const std::string plan : {"block", "stepwise", "grid", "cluster"})
+    for (const CellKind cell : {kLstm, kGru, kRnnTanh})
+      result.push_back({.cell = cell,
+                        .plan = plan,
+                        .batch = 14,
+                        .hidden_size = plan == "block" ? 13 : 69,
+                        .directions = 2,
+                        .ragged = cell != kGru,
+                        .packed = cell == kGru,
+                        .clip = cell == kRnnTanh ? ClipMode::kValue : ClipMode::kNone,
+                        .device = plan == "grid" ? "small" : "H100"});
   // Warps of a reduce-scatter with several groups of tiles, blocks with several warps of units, the last with fewer.
   result.push_back({.cell = kLstm,
                     .plan = "cluster",

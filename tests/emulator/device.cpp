@@ -36,10 +36,10 @@ struct Attributes {
 };
 
 const DeviceLimits* chosen = &kDevices[0];
-std::map<const void*, Attributes> functions;
+std::map<std::pair<const DeviceLimits*, const void*>, Attributes> functions;  // as long as the process lives
 cudaError_t last_error = cudaSuccess;
 bool is_broken = false;  // by a kernel that failed: nothing more runs
-cudaError_t next_refusal = cudaSuccess;
+cudaError_t next_refusal = cudaSuccess, next_failure = cudaSuccess;
 
 uint64_t seed_at_start() {
   const char* text = std::getenv("FASTRNN_EMULATOR_SEED");
@@ -51,6 +51,11 @@ cudaError_t remember(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
+
+Attributes& attributes_of(const void* kernel) { return functions[{chosen, kernel}]; }
+
+// What the runtime is asked is counted: it costs the host time.
+void count_query() { ++statistics.queries; }
 
 int registers_per_thread(unsigned threads) {
   return std::min<int>(kMostRegisters, kRegisters / std::max(1u, (threads + 31) / 32 * 32));
@@ -138,17 +143,19 @@ void use_device(const std::string& name) {
 void set_seed(uint64_t seed) { next_seed = seed << 32; }
 
 void reset_device() {
-  functions.clear();
   last_error = cudaSuccess;
   is_broken = false;
 }
 
 void refuse_next_launch(cudaError_t error) { next_refusal = error; }
+void fail_next_cluster_query(cudaError_t error) { next_failure = error; }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call) {
   const Wanted wanted = read_attributes(config);
   if (next_refusal != cudaSuccess) return remember(std::exchange(next_refusal, cudaSuccess));
-  if (const cudaError_t error = check(config, wanted, functions[kernel]); error != cudaSuccess) return remember(error);
+  if (device().compiled_arch < 0) return remember(cudaErrorNoKernelImageForDevice);
+  if (const cudaError_t error = check(config, wanted, attributes_of(kernel)); error != cudaSuccess)
+    return remember(error);
   try {
     run({config.gridDim, config.blockDim, config.dynamicSmemBytes, wanted.cluster_size, wanted.cooperative, next_seed++,
          call});
@@ -167,12 +174,13 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
 using namespace fastrnn::emulator;
 
 cudaError_t cudaGetDevice(int* index) {
-  *index = 0;
+  *index = static_cast<int>(&device() - kDevices);
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const DeviceLimits& limits = device();
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  count_query();
+  const DeviceLimits& limits = kDevices[index];
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor: *value = limits.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = limits.minor; break;
@@ -195,7 +203,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  Attributes& attributes = functions[kernel];
+  count_query();
+  Attributes& attributes = attributes_of(kernel);
   switch (attribute) {
     case cudaFuncAttributeMaxDynamicSharedMemorySize:
       if (value < 0 || value > device().shared_per_block) return remember(cudaErrorInvalidValue);
@@ -214,10 +223,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  count_query();
   if (device().compiled_arch < 0) return remember(cudaErrorInvalidDeviceFunction);
   *attributes = {};
   attributes->maxThreadsPerBlock = kMostThreads;
-  attributes->maxDynamicSharedSizeBytes = functions[kernel].shared_bytes;
+  attributes->maxDynamicSharedSizeBytes = attributes_of(kernel).shared_bytes;
   attributes->numRegs = kMostRegisters;
   attributes->binaryVersion = device().major * 10 + device().minor;
   attributes->ptxVersion = device().compiled_arch ? device().compiled_arch : attributes->binaryVersion;
@@ -226,18 +236,22 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads,
                                                           size_t shared_bytes) {
+  count_query();
   if (threads < 1) return remember(cudaErrorInvalidValue);
-  const bool fits = shared_bytes <= static_cast<size_t>(functions[kernel].shared_bytes) && threads <= int{kMostThreads};
+  const bool fits =
+      shared_bytes <= static_cast<size_t>(attributes_of(kernel).shared_bytes) && threads <= int{kMostThreads};
   *blocks = fits ? blocks_per_multiprocessor(threads, shared_bytes) : 0;
   return cudaSuccess;
 }
 
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
+  count_query();
   *clusters = 0;
+  if (next_failure != cudaSuccess) return remember(std::exchange(next_failure, cudaSuccess));
   const Wanted wanted = read_attributes(*config);
   cudaLaunchConfig_t one = *config;
   one.gridDim = dim3(std::max(1u, wanted.cluster_size));
-  if (const cudaError_t error = check(one, wanted, functions[kernel]); error != cudaSuccess) return remember(error);
+  if (const cudaError_t error = check(one, wanted, attributes_of(kernel)); error != cudaSuccess) return remember(error);
   *clusters = num_clusters_resident(count(config->blockDim), config->dynamicSmemBytes, wanted.cluster_size);
   return cudaSuccess;
 }

@@ -30,11 +30,12 @@ const DeviceLimits& device();
 // Launches take seeds from here upwards, so that no two have the same schedule. FASTRNN_EMULATOR_SEED sets it at the start.
 void set_seed(uint64_t seed);
 
-// As in a process of its own: no error is left behind, no function has attributes.
+// No error is left behind.
 void reset_device();
 
 // Such as no emulated device has a reason for.
 void refuse_next_launch(cudaError_t error);
+void fail_next_cluster_query(cudaError_t error);
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& call);
 

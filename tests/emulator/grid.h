@@ -237,6 +237,8 @@ struct Launch {
 
 struct Statistics {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t arrivals = 0;  // of threads at __syncthreads
+  uint64_t queries = 0;   // of the runtime, about devices and kernels
 };
 inline Statistics statistics;
 

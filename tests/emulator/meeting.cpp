@@ -44,7 +44,10 @@ void sync(Meeting& meeting, unsigned need, const char* what, Site site) {
 
 }  // namespace
 
-void sync_block(Site site) { sync(self().block->barrier, self().block->alive, "__syncthreads", site); }
+void sync_block(Site site) {
+  ++statistics.arrivals;
+  sync(self().block->barrier, self().block->alive, "__syncthreads", site);
+}
 
 int sync_block_or(int value, Site site) {
   Block& block = *self().block;

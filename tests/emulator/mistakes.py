@@ -38,7 +38,7 @@ def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "matmul_float" if cases == "matmul" else f"{cell}_float"
+    unit = "matmul_float" if cases == "matmul" else f"{cell.replace('tanh', 'rnn')}_float"
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
 
 
@@ -62,7 +62,19 @@ MISTAKES = [
     kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
            "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
     kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask(n, v, j) : product", "product", ""),
-    kernel("norm without the loss scale", "backward.cuh", "sqrt(squares[n][j]) / scale", "sqrt(squares[n][j])", "grid", "gru"),
+    kernel("norm without the loss scale", "clip.cuh", "sqrt(squares) / scale", "sqrt(squares)", "grid", "gru"),
+    kernel("samples in the batch's order in the first operand", "forward.cuh",
+           "rows.sample_at(place.slice * Team::kSamples + sample, workspace.order).index", "place.slice * Team::kSamples + sample", "grid"),
+    kernel("samples in the batch's order in backward", "backward.cuh", "samples(rows, workspace.order, place.slice)",
+           "samples(rows, nullptr, place.slice)", "block"),
+    kernel("samples in the batch's order in recorded norms", "slices.cuh", "place), workspace.order)", "place), nullptr)", "cluster", "tanh"),
+    kernel("recorded norm of one warp's units", "slices.cuh", "warp < sums.num_warps;", "warp < 1;", "cluster"),
+    kernel("recorded norm of the step from the other end", "slices.cuh", "lives && d == 1 ?", "false ?", "block"),
+    kernel("recorded norm left as it was past a length", "slices.cuh",
+           "*at<Acc>(p.norms, (d * T + t) * B + sample.index) =", "if (lives) *at<Acc>(p.norms, (d * T + t) * B + sample.index) =", "stepwise", "tanh"),
+    kernel("recorded squares of all warps in one place", "backward.cuh", "step, first_unit / kTileRows)", "step, 0)", "grid"),
+    kernel("recorded squares of another slice", "backward.cuh", "sums, d, place.slice, step", "sums, d, 0, step", "block", "gru"),
+    kernel("norm not recorded where the gradient is clipped by value", "backward.cuh", "workspace.sums.squares && owns_units", "workspace.sums.squares && p.clip_mode != ClipMode::kValue && owns_units", "stepwise", "tanh"),
     kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
     kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
     kernel("final gradients at the last step of all", "backward.cuh",
@@ -90,7 +102,7 @@ MISTAKES = [
            "    __syncthreads();\n    if (threadIdx.x == 0) red_release_add(counter, 1);",
            "    if (threadIdx.x == 0) red_release_add(counter, 1);", "grid"),
     kernel("counters not cleared", "recurrence.cuh",
-           "check(launch_, cudaMemsetAsync(workspace.counters, 0, size_t(plan.num_teams) * 2 * 128, run.stream));", ";", "grid"),
+           "clear(launch_, workspace.counters, size_t(plan.num_teams) * 2 * 128);", ";", "grid"),
     kernel("shared memory of this launch alone allowed", "launch.cuh", "MaxDynamicSharedMemorySize, shared_per_block)",
            "MaxDynamicSharedMemorySize, shared_per_block * 0 + static_cast<int>(launch.shared_bytes))", "cluster",
            shows="another host thread"),

@@ -85,6 +85,10 @@ void clip_to(const ClipParams& params, int32_t) {
 }
 
 std::vector<int64_t> limits_of(int64_t) { return numbers_of(cuda::current_device()); }
+std::vector<int64_t> counts() {
+  const emulator::Statistics& all = emulator::statistics;
+  return {static_cast<int64_t>(all.launches), static_cast<int64_t>(all.arrivals), static_cast<int64_t>(all.queries)};
+}
 void use_device(const std::string& name) { emulator::use_device(name); }
 void set_seed(int64_t seed) { emulator::set_seed(seed); }
 
@@ -97,6 +101,8 @@ STABLE_TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
   m.def(fastrnn::kDeviceLimitsSchema);
+  m.def(
+      "counts() -> int[]");  // since the start: launches, threads that came to a __syncthreads, queries of the runtime
   m.def("use_device(str name) -> ()");
   m.def("set_seed(int seed) -> ()");
 }
@@ -110,6 +116,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
   m.impl("device_limits", TORCH_BOX(&fastrnn::ops::limits_of));
+  m.impl("counts", TORCH_BOX(&fastrnn::ops::counts));
   m.impl("use_device", TORCH_BOX(&fastrnn::ops::use_device));
   m.impl("set_seed", TORCH_BOX(&fastrnn::ops::set_seed));
 }

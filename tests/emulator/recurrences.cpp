@@ -113,13 +113,15 @@ struct Comparison {
 };
 
 // As fastrnn/ops.py sizes it.
-int64_t workspace_bytes(const Shape& shape, bool backward) {
+int64_t workspace_bytes(const Shape& shape, bool backward, bool records) {
   const int64_t G = num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
   const int64_t D = shape.directions, H = shape.hidden_size, rows = (backward ? G : 1) * H + 32, width = 8;
-  int64_t bytes = slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width;
+  int64_t bytes =
+      slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width + shape.batch * 8;
   if (backward) bytes += D * samples * 2 * ((H + 7) / 8) * 8 + slices * D * (G + 1) * H * width;
+  if (records) bytes += D * samples * shape.steps * ((H + 15) / 16) * 8;
   const int64_t by_matmul = D * shape.batch * H * width * ((backward ? 2 * G + 4 : G + 3) + 2);
-  return 7 * 256 + std::max(bytes, by_matmul);
+  return 9 * 256 + std::max(bytes, by_matmul);
 }
 
 template <typename T>
@@ -134,7 +136,7 @@ void check_plan(const Case& c, const Shape& shape) {
     PlanRequest request{};
     request.shape = shape;
     request.backward = is_backward;
-    request.takes_norm = is_backward && (c.takes_norm() || c.clip == ClipMode::kNorm);
+    request.clips_norm = is_backward && c.clip == ClipMode::kNorm;
     request.projects = c.projects;
     request.allows_tf32 = c.uses_tf32();
     request.wanted = c.plan.substr(0, c.plan.find('+'));
@@ -183,7 +185,7 @@ bool run_case(const Case& c) {
   forward.n_h = n_h.data();
   forward.hidden = hidden.data();
   const auto run_with_scratch = [&](auto function, const auto& params, bool is_backward) {
-    const int64_t num_bytes = workspace_bytes(s, is_backward);
+    const int64_t num_bytes = workspace_bytes(s, is_backward, c.records && c.clip != ClipMode::kNorm);
     void* scratch = std::aligned_alloc(256, (num_bytes + 255) / 256 * 256);
     poison(scratch, num_bytes);
     const std::unique_ptr<void, decltype(&std::free)> owner(scratch, std::free);
@@ -222,7 +224,7 @@ bool run_case(const Case& c) {
   backward.clip_mode = layer.clip_mode;
   backward.clip_threshold = layer.clip_threshold;
   backward.grad_scale = layer.grad_scale == 1 ? nullptr : &grad_scale;
-  backward.norms = c.takes_norm() ? norms.data() : nullptr;
+  backward.norms = c.records ? norms.data() : nullptr;
   backward.clipped = reinterpret_cast<bool*>(clipped.data());
   backward.grad_gates = grad_gates.data();
   backward.grad_n_h = grad_n_h.data();
@@ -239,7 +241,7 @@ bool run_case(const Case& c) {
   compare("grad_c0", grad_c0.values(), expected.grad_c0);
   compare("grad_bias", grad_bias.values(), expected.grad_bias);
   compare("h_prev", h_prev.values(), expected.h_prev);
-  if (c.takes_norm()) compare("norms", norms.values(), expected.norms);
+  if (c.records) compare("norms", norms.values(), expected.norms);
   // Whether a norm exceeds the threshold may hang on rounding, but not everywhere.
   compare("clipped", Vector(clipped.begin(), clipped.end()), Vector(expected.clipped.begin(), expected.clipped.end()));
   return compare.right;
@@ -271,6 +273,44 @@ bool tells_refusals() {
   return right;
 }
 
+// A refused launch leaves no error behind, and one that was there before does not vanish. True if so.
+bool leaves_errors_to_whoever_caused_them() {
+  const double known = 1;
+  double partial = 0, out = 0;
+  bool right = true;
+  for (const bool has_error : {false, true}) {
+    reset_device();
+    int value = 0;
+    if (has_error) (void)cudaDeviceGetAttribute(&value, cudaDevAttrMax, 0);
+    refuse_next_launch(cudaErrorLaunchOutOfResources);
+    bool is_refused = false;
+    try {
+      cuda::sum_of_squares({{}, {&known}, &partial, &out, ScalarKind::kDouble, /*root=*/true}, nullptr);
+    } catch (const std::runtime_error&) {
+      is_refused = true;
+    }
+    if (is_refused && (cudaPeekAtLastError() != cudaSuccess) == has_error) continue;
+    right = false;
+    std::printf("after a refused launch the error before it is %s\n", has_error ? "gone" : "another");
+  }
+  return right;
+}
+
+// What the runtime fails to say is asked again; what it has said is not.
+bool asks_until_it_is_told() {
+  reset_device();
+  use_device("H100 with code for 8.0");
+  fail_next_cluster_query(cudaErrorMemoryAllocation);
+  const int first = cuda::current_device().max_cluster_size(), second = cuda::current_device().max_cluster_size();
+  const bool is_clear = cudaPeekAtLastError() == cudaSuccess;
+  const uint64_t before = statistics.queries;
+  cuda::current_device();
+  if (first == 0 && second == cuda::kMaxClusterSize && is_clear && statistics.queries == before) return true;
+  std::printf("clusters of %d blocks after a failure, then of %d; %d errors left, %d queries of what is known\n", first,
+              second, !is_clear, static_cast<int>(statistics.queries - before));
+  return false;
+}
+
 }  // namespace
 }  // namespace fastrnn::emulator
 
@@ -292,7 +332,8 @@ int main(int count, char** arguments) {
       std::printf("%s: %s\n", c.name().c_str(), error.what());
     }
   }
-  if (std::string(arguments[1]) == "all") num_wrong += !tells_refusals();
+  if (std::string(arguments[1]) == "all")
+    num_wrong += !tells_refusals() + !leaves_errors_to_whoever_caused_them() + !asks_until_it_is_told();
   if (count == 3) num_wrong += !norms_are_right();
   std::printf("%d cases, %d wrong, %llu threads, %llu switches\n", num_cases, num_wrong,
               static_cast<unsigned long long>(statistics.threads),
