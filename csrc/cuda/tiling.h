@@ -23,7 +23,7 @@ constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once
 // Registers of a thread that hold weights there: what the rest of the kernel leaves free.
 constexpr int scatter_registers(int batch_tiles, int gates) {
   if (gates == 4) return batch_tiles == 1 ? 112 : 16;
-  return batch_tiles == 1 ? 96 : 48;
+  return batch_tiles == 1 ? 96 : 32;
 }
 
 struct Tiling {
