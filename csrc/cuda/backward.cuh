@@ -199,9 +199,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     if (owns_units)
       unrolled<kN, V>([&](int n, int v) {
         Element operand[2][G];
+        // Without a branch, live or not, so that the chains of both samples run beside each other.
         unrolled<2>([&](int j) {
-          unrolled<G>([&](int g) { operand[j][g] = Op::operand(0); });
-          if (unit_of(v) >= H || !is_live(n, j)) return;
+          const bool lives = unit_of(v) < H && is_live(n, j);
           State<Acc> grad = r[n][v][j];
           if (p.grad_y) grad.h += load(&grad_y[n][v][j]);
           Acc saved[G], of_x[G], of_product[G], saved_extra = 0;
@@ -215,16 +215,18 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           } else {
             next.h = load(&h[n][v][j]);
           }
-          const Acc keep = p.mask && !masks_state ? mask(n, v, j) : Acc(1);
-          r[n][v][j] = cell.backward(grad, saved, saved_extra, prev, next, keep, of_x, of_product);
+          const Acc keep = lives && p.mask && !masks_state ? mask(n, v, j) : Acc(1);
+          const State<Acc> before = cell.backward(grad, saved, saved_extra, prev, next, keep, of_x, of_product);
+          r[n][v][j].h = lives ? before.h : r[n][v][j].h;
+          r[n][v][j].c = lives ? before.c : r[n][v][j].c;
           unrolled<G>([&](int g) {
-            operand[j][g] = Op::operand(of_product[g]);
+            operand[j][g] = Op::operand(lives ? of_product[g] : Acc(0));
             store(&grad_x[n][v][j][g], of_x[g]);
-            bias[v][g] += of_x[g];
+            bias[v][g] += lives ? of_x[g] : Acc(0);
           });
           if constexpr (Cell::kHasExtra) {
             store(&grad_n_h[n][v][j], of_product[G - 1]);
-            bias[v][G] += of_product[G - 1];
+            bias[v][G] += lives ? of_product[G - 1] : Acc(0);
           }
         });
         unrolled<G>([&](int g) { exchange.publish(turn + 1, n, g, unit_of(v), operand[0][g], operand[1][g]); });
