@@ -58,6 +58,7 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
   using namespace py::literals;
   const fastrnn::cuda::Tiling& tiling = plan.tiling;
   return py::dict("team"_a = fastrnn::team_name(plan.team), "team_size"_a = tiling.team_size,
+                  "cluster_size"_a = tiling.cluster_size,
                   "num_teams"_a = plan.num_teams, "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch,
                   "unit_warps"_a = tiling.unit_warps, "splits"_a = tiling.splits, "chunks"_a = tiling.chunks,
                   "shared_chunks"_a = tiling.shared_chunks, "scatters"_a = plan.scatters,

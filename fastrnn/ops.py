@@ -96,8 +96,15 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     slices = (batch + 7) // 8
     samples = 8 * (slices + 1)  # of whole slices of 8 or 16
     rows = (num_gates if backward else 1) * hidden_size + 32
-    by_team = slices * num_directions * 2 * 128  # counters
-    by_team += num_directions * samples * 2 * rows * element  # exchange
+    by_team = slices * num_directions * 2 * 16 * 128  # counters
+    # the exchange; or, two-level, parts of dh: of all teams, or of those of a launch (csrc/plan.cpp: kPartsBytes)
+    exchange = num_directions * samples * 2 * rows * element
+    if backward:
+        # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
+        parts = 2 * 18 * hidden_size * 4
+        parts = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
+        exchange = torch.sym_max(exchange, parts)
+    by_team += exchange
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
     if backward:
         by_team += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms

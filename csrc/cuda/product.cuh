@@ -100,18 +100,18 @@ FASTRNN_DEVICE int first_chunk(const Tiling& tiling) {
   return static_cast<int>(threadIdx.x) / kWarp / tiling.unit_warps * tiling.chunks;
 }
 
-// Adds the sums of the warps that share the columns of the same units, in fixed order; the first of them has the result.
-// `partial` is shared memory, [splits - 1, unit_warps, kN * kTiles, 32] of four sums each.
+// Adds the sums of the warps that share the columns of the same rows, in fixed order; the first of them has the result.
+// There are `num_owners` of those. `partial` is shared memory, [splits - 1, num_owners, kN * kTiles, 32] of four sums each.
 template <typename Acc, int kN, int kTiles>
-FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
-  if (tiling.splits == 1) return;
+FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], int splits, int num_owners, Acc* partial) {
+  if (splits == 1) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int split = warp / tiling.unit_warps, unit_warp = warp % tiling.unit_warps;
+  const int split = warp / num_owners, owner = warp % num_owners;
   struct alignas(16) Sums {
     Acc value[4];
   };
   const auto place = [&](int of_split, int n, int tile) -> Sums& {
-    const int index = ((of_split - 1) * tiling.unit_warps + unit_warp) * kN * kTiles + n * kTiles + tile;
+    const int index = ((of_split - 1) * num_owners + owner) * kN * kTiles + n * kTiles + tile;
     return reinterpret_cast<Sums*>(partial)[index * kWarp + lane];
   };
   if (split != 0)
@@ -121,11 +121,15 @@ FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, 
     });
   __syncthreads();
   if (split != 0) return;
-  for (int other = 1; other < tiling.splits; ++other)
+  for (int other = 1; other < splits; ++other)
     unrolled<kN, kTiles>([&](int n, int tile) {
       const Sums sums = place(other, n, tile);
       unrolled<4>([&](int i) { sum[n][tile][i] += sums.value[i]; });
     });
+}
+template <typename Acc, int kN, int kTiles>
+FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
+  add_splits(sum, tiling.splits, tiling.unit_warps, partial);
 }
 
 }  // namespace fastrnn::cuda

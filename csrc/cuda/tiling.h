@@ -24,12 +24,17 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
   return batch_tiles == 1 ? 96 : 48;
 }
 
+// The same where the team is a grid of clusters.
+constexpr int two_level_registers(int batch_tiles, int gates) { return scatter_registers(batch_tiles, gates); }
+constexpr int kMaxTeamClusters = 16;  // of such a team
+
 struct Tiling {
-  int team_size;   // blocks that hold the weights of one direction together, for one slice of the batch
-  int num_slices;  // of the batch, kTileBatch * kN samples each
-  int first_team;  // of this launch, in the order direction, slice
-  int unit_warps;  // warps that own different units; unit_warps * splits = kWarps
-  int splits;      // warps that share the columns of the weights of the same units
+  int team_size;     // blocks that hold the weights of one direction together, for one slice of the batch
+  int cluster_size;  // blocks of the team that are a cluster together; 1: none are
+  int num_slices;    // of the batch, kTileBatch * kN samples each
+  int first_team;    // of this launch, in the order direction, slice
+  int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
+  int splits;  // warps that share the columns of the weights of the same units; in a grid of clusters, of the same tiles
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
   // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
@@ -39,14 +44,18 @@ struct Tiling {
   Phase phase;
 };
 
+constexpr int kCounterBytes = 128;  // a cache line each
+constexpr int kCounters = 2;  // one for the operand, one for sums; two-level, of the blocks of a row (two_level.cuh)
+
 // Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
 struct Workspace {
   void* exchange;      // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* parts;         // acc [teams at once, 2, team, tiles of a block, kN, 32, 4]  of dh (two_level.cuh)
   void* carried_h;     // acc [D, B, H]               between launches
   void* carried_c;     // acc [D, B, H]
   double* norms;       // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient
   void* bias;          // acc [S, D, columns]         partial sums of grad_bias
-  unsigned* counters;  // [D, S, 2, 32]               how many blocks have published, one cache line each
+  unsigned* counters;  // [D, S, cluster, kCounters, 32]  how many blocks have published
 };
 
 }  // namespace fastrnn::cuda
