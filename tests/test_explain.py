@@ -51,6 +51,31 @@ def test_plans_that_wait_between_blocks_are_explained_where_they_are_allowed(mon
     assert "FASTRNN_PLANS=all" not in text
 
 
+@needs_emulated
+def test_clusters_of_a_grid_are_explained(monkeypatch):
+    rnn, x = fastrnn.LSTM(3, 1024, dtype=torch.bfloat16), torch.zeros(9, 64, 3, dtype=torch.bfloat16)
+    for allowed in ("grid", "grid:cluster=8,samples=16", "all"):
+        monkeypatch.setenv("FASTRNN_PLANS", allowed)
+        with fastrnn.backend("emulated"):
+            forward, backward = (
+                line for line in fastrnn.explain(rnn, x).split("\n") if line.startswith(("forward", "backward"))
+            )
+        assert "grid, " in forward and "clusters" not in forward
+        if allowed == "grid:cluster=8,samples=16":
+            assert "grid, 16-bit tensor cores, 4 teams of 64 blocks in clusters of 8 for 16 samples each, " in backward
+        assert ", two-level exchange of " in backward
+
+
+@needs_emulated
+def test_options_of_a_plan_that_do_not_exist_are_named(monkeypatch):
+    monkeypatch.setenv("FASTRNN_PLANS", "grid:block=64")
+    with (
+        fastrnn.backend("emulated"),
+        pytest.raises(ValueError, match='with "block=64" where "blocks", "samples" or "cluster"'),
+    ):
+        fastrnn.explain(fastrnn.LSTM(3, 300), torch.zeros(9, 16, 3))
+
+
 def test_norms_are_part_of_what_is_planned(monkeypatch):
     monkeypatch.setenv("FASTRNN_PLANS", "stepwise")
     if "emulated" not in BACKENDS:
