@@ -98,9 +98,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
 
 // Two-level: tiles that a block multiplies, those of the blocks of the same number in all clusters.
-int64_t tiles_of_row(const cuda::Tiling& tiling) {
-  return int64_t{tiling.team_size} / tiling.cluster_size * tiling.unit_warps;
-}
+int64_t tiles_of_row(const cuda::Tiling& tiling) { return int64_t{tiling.num_clusters} * tiling.unit_warps; }
 
 // Shared memory beside the weights: the structs Shared of team.cuh, cluster.cuh, exchange.cuh and two_level.cuh, and ForwardShared.
 int64_t fixed_shared(const Plan& plan, const KernelFacts& kernel, const OperandFacts& operand) {
@@ -116,7 +114,7 @@ int64_t fixed_shared(const Plan& plan, const KernelFacts& kernel, const OperandF
   if (plan.scatters) return bytes + aligned(int64_t{2} * tiling.team_size * tiling.unit_warps * 16 * samples * 4);
   if (plan.is_two_level()) bytes += tiles_of_row(tiling) * 16 * samples * 4;
   const int acc_bytes = std::max(operand.element_bytes, 4);
-  const int64_t num_owners = kWarps / tiling.splits;  // warps that do not share their rows
+  const int64_t num_owners = plan.is_two_level() ? tiling.tile_warps : tiling.unit_warps;
   return bytes + aligned((tiling.splits - 1) * num_owners * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
 }
 
@@ -156,13 +154,15 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       return {std::nullopt, "hidden_size " + std::to_string(shape.hidden_size) + " would need " +
                                 std::to_string(clusters) + " clusters of " + std::to_string(tiling.cluster_size) +
                                 " blocks, 2 to " + std::to_string(cuda::kMaxTeamClusters) + " can be a team"};
-    tiling.team_size = static_cast<int>(clusters) * tiling.cluster_size;
+    tiling.num_clusters = static_cast<int>(clusters);
+    tiling.team_size = tiling.num_clusters * tiling.cluster_size;
     kernel.columns = int64_t{num_gates(shape.cell)} * tiling.cluster_size * tiling.unit_warps * kernel.units;
     // Few tiles have several warps each, which share the columns.
     const int64_t groups = ceil_div(tiles_of_row(tiling), kernel.tiles);
     tiling.splits = 1;
     while (2 * tiling.splits * groups <= kWarps) tiling.splits *= 2;
-    tiling.chunks = static_cast<int>(ceil_div(groups, kWarps / tiling.splits) *
+    tiling.tile_warps = kWarps / tiling.splits;
+    tiling.chunks = static_cast<int>(ceil_div(groups, tiling.tile_warps) *
                                      ceil_div(ceil_div(kernel.columns, operand.chunk), tiling.splits));
     plan.part_bytes =
         2 * int64_t{tiling.team_size} * tiles_of_row(tiling) * candidate.batch_tiles * 16 * kTileBatch * 4;
@@ -220,7 +220,7 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   }
   if (candidate.is_two_level()) {
     const int64_t groups = ceil_div(tiles_of_row(tiling), kernel.tiles);
-    const int64_t of_warp = ceil_div(groups, kWarps / tiling.splits);
+    const int64_t of_warp = ceil_div(groups, tiling.tile_warps);
     busy_warps = ceil_div(ceil_div(groups, of_warp) * tiling.splits, 4) * 4;
   }
   const double received = plan.scatters ? double(tiling.team_size) * tiling.unit_warps * kernel.units * samples * 4

@@ -25,7 +25,10 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
 }
 
 // The same where the team is a grid of clusters.
-constexpr int two_level_registers(int batch_tiles, int gates) { return scatter_registers(batch_tiles, gates); }
+constexpr int two_level_registers(int batch_tiles, int gates) {
+  if (gates == 4) return batch_tiles == 1 ? 96 : 16;
+  return batch_tiles == 1 ? 80 : 48;
+}
 constexpr int kMaxTeamClusters = 16;  // of such a team
 
 struct Tiling {
@@ -34,9 +37,11 @@ struct Tiling {
   int num_slices;    // of the batch, kTileBatch * kN samples each
   int first_team;    // of this launch, in the order direction, slice
   int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
-  int splits;  // warps that share the columns of the weights of the same units; in a grid of clusters, of the same tiles
+  int splits;        // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
+  // Two-level (two_level.cuh): clusters of the team; warps that multiply different tiles, of which `splits` share the columns.
+  int num_clusters, tile_warps;
   // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
   // gradient of the initial state.
   int begin, end;

@@ -22,11 +22,12 @@ namespace fastrnn::cuda {
 
 // The tiles of the block with this number in its cluster: those of the units of its row.
 struct TilesOfRow {
-  int unit_warps, cluster_size, number;
-  // tile / unit_warps is the cluster; both are powers of two.
+  const Tiling& tiling;
+  int number;
+  // tile / unit_warps, a quotient by a power of two, is the cluster.
   FASTRNN_DEVICE int operator()(int tile) const {
-    const int unit_warp = tile & (unit_warps - 1);
-    return (tile - unit_warp) * cluster_size + number * unit_warps + unit_warp;
+    const int unit_warp = tile & (tiling.unit_warps - 1);
+    return (tile - unit_warp) * tiling.cluster_size + number * tiling.unit_warps + unit_warp;
   }
 };
 
@@ -46,47 +47,42 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
     Sums* received;  // [clusters, unit_warps, kN, 32]
     FASTRNN_HD Shared(SharedArrays& arrays, int64_t num_rows, const Tiling& tiling)
         : Base::Shared(arrays, num_rows, tiling) {
-      received = arrays.take<Sums>(int64_t{tiling.team_size} / tiling.cluster_size * tiling.unit_warps * kN * kWarp);
+      received = arrays.take<Sums>(int64_t{tiling.num_clusters} * tiling.unit_warps * kN * kWarp);
     }
   };
 
   FASTRNN_DEVICE TwoLevelTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place,
                               const Workspace& workspace)
       : Base(shared, num_rows, tiling, {place.rank % tiling.cluster_size, place.slice, place.direction}, workspace),
+        workspace_(workspace),
         received_(shared.received),
         cluster_(place.rank / tiling.cluster_size),
-        num_clusters_(tiling.team_size / tiling.cluster_size) {
-    const int64_t team = place.direction * tiling.num_slices + place.slice, of_launch = team - tiling.first_team;
-    counters_ = workspace.counters + (team * tiling.cluster_size + this->rank_) * kCounters * kCounterWords;
-    totals_ = workspace.norms + (team * tiling.cluster_size + this->rank_) * 2 * num_clusters_ * Base::kSamples;
-    parts_ = static_cast<Sums*>(workspace.parts) +
-             (of_launch * tiling.cluster_size + this->rank_) * 2 * num_clusters_ * num_tiles() * kN * kWarp;
-  }
+        row_((place.direction * tiling.num_slices + place.slice) * tiling.cluster_size + this->rank_) {}
 
   FASTRNN_DEVICE void start(int turn) {
     Base::start(turn, [](int, int) { return Op::operand(0); });
   }
 
-  FASTRNN_DEVICE int num_tiles() const { return num_clusters_ * this->tiling_.unit_warps; }
+  FASTRNN_DEVICE int num_tiles() const { return num_clusters() * this->tiling_.unit_warps; }
   // By whole warps: the block's part of tile `tile` of its row.
   FASTRNN_DEVICE void send(int turn, int n, int tile, const Acc (&sum)[4]) {
     if (tile < num_tiles())
       parts(turn, cluster_, tile)[n * kWarp + threadIdx.x % kWarp] = {{sum[0], sum[1], sum[2], sum[3]}};
   }
-  FASTRNN_DEVICE void sent() { raise(counters_); }
+  FASTRNN_DEVICE void sent() { raise(counter()); }
   // All parts of the units of warp `unit_warp`, in fixed order.
   FASTRNN_DEVICE void add_parts(int turn, int unit_warp, Acc (&sum)[kN][1][4]) {
     const int unit_warps = this->tiling_.unit_warps, of_cluster = unit_warps * kN * kWarp;
-    wait_for(counters_, turn - this->started_, num_clusters_, "its parts");
+    wait_for(counter(), turn - this->started_, num_clusters(), "its parts");
     FASTRNN_NO_UNROLL
-    for (int i = threadIdx.x; i < num_clusters_ * of_cluster; i += kThreads)
+    for (int i = threadIdx.x; i < num_clusters() * of_cluster; i += kThreads)
       cp_async(received_ + i, parts(turn, i / of_cluster, cluster_ * unit_warps) + i % of_cluster, true);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
     unrolled<kN, 4>([&](int n, int i) { sum[n][0][i] = 0; });
     if (unit_warp >= unit_warps) return;
-    for (int cluster = 0; cluster < num_clusters_; ++cluster)
+    for (int cluster = 0; cluster < num_clusters(); ++cluster)
       unrolled<kN>([&](int n) {
         const Sums sums =
             received_[((cluster * unit_warps + unit_warp) * kN + n) * kWarp + static_cast<int>(threadIdx.x) % kWarp];
@@ -98,26 +94,39 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
   FASTRNN_DEVICE void sum(int turn, double (&value)[kN][2]) {
     Base::sum(turn, value);
     const int round = this->sums_;
-    double* totals = totals_ + round % 2 * num_clusters_ * Base::kSamples;
+    double* of_clusters = totals(round);
     const Lane lane = Lane::of_thread();
     if (threadIdx.x < kWarp && lane.group == 0)
-      unrolled<kN, 2>(
-          [&](int n, int j) { totals[cluster_ * Base::kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j]; });
-    raise(counters_ + kCounterWords);
-    wait_for(counters_ + kCounterWords, round, num_clusters_, "a sum");
-    this->load_sums(value, num_clusters_, [&](int i) { return load_l2(totals + i); });
+      unrolled<kN, 2>([&](int n, int j) {
+        of_clusters[cluster_ * Base::kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j];
+      });
+    raise(counter() + kCounterWords);
+    wait_for(counter() + kCounterWords, round, num_clusters(), "a sum");
+    this->load_sums(value, num_clusters(), [&](int i) { return load_l2(of_clusters + i); });
   }
 
  private:
+  // Where things lie is found anew when it is needed: what is kept takes registers from the weights.
+  // Of the row: [2, clusters, tiles of the row, kN, 32]
   FASTRNN_DEVICE Sums* parts(int turn, int cluster, int tile) const {
-    return parts_ + ((turn % 2 * num_clusters_ + cluster) * num_tiles() + tile) * kN * kWarp;
+    const int row_of_launch = row_ - this->tiling_.first_team * this->tiling_.cluster_size;
+    const int of_parity = row_of_launch * 2 + turn % 2;
+    return static_cast<Sums*>(workspace_.parts) +
+           ((static_cast<int64_t>(of_parity) * num_clusters() + cluster) * num_tiles() + tile) * kN * kWarp;
   }
+  // Of the row: [2, clusters, kSamples]
+  FASTRNN_DEVICE double* totals(int round) const {
+    return workspace_.norms + (static_cast<int64_t>(row_) * 2 + round % 2) * num_clusters() * Base::kSamples;
+  }
+  FASTRNN_DEVICE unsigned* counter() const {
+    return workspace_.counters + static_cast<int64_t>(row_) * kCounters * kCounterWords;
+  }
+  FASTRNN_DEVICE int num_clusters() const { return this->tiling_.num_clusters; }
 
+  const Workspace& workspace_;
   Sums* received_;
-  Sums* parts_;     // of the row: [2, clusters, tiles of the row, kN, 32]
-  double* totals_;  // of the row: [2, clusters, kSamples]
-  unsigned* counters_;
-  int cluster_, num_clusters_;
+  int cluster_;
+  int row_;  // of all teams
 };
 
 template <typename Op, typename Cell, int kN_>
@@ -135,11 +144,11 @@ class TwoLevelExchange {
   struct Shared {
     static constexpr int kMinArch = Team::kMinArch;
     typename Team::Shared team;
-    Acc* partial;            // [splits - 1, kWarps / splits, kN * kScatterTiles, 32, 4]
+    Acc* partial;            // [splits - 1, tile_warps, kN * kScatterTiles, 32, 4]
     unsigned char* weights;  // [warps, shared_chunks, kScatterTiles, Op::kSharedBytes]
     FASTRNN_HD Shared(SharedArrays& arrays, const Shape&, const Tiling& tiling)
         : team(arrays, G * units_of_cluster(tiling), tiling) {
-      partial = arrays.take<Acc>((kWarps - kWarps / tiling.splits) * kN * kScatterTiles * kWarp * 4);
+      partial = arrays.take<Acc>((kWarps - tiling.tile_warps) * kN * kScatterTiles * kWarp * 4);
       weights = arrays.take<unsigned char>(int64_t{kWarps} * tiling.shared_chunks * kScatterTiles * Op::kSharedBytes);
     }
   };
@@ -147,18 +156,17 @@ class TwoLevelExchange {
   FASTRNN_DEVICE TwoLevelExchange(const Shared& shared, const void* w_hh, int hidden_size, const Tiling& tiling,
                                   const Place& place, const Workspace& workspace, int)
       : team(shared.team, G * units_of_cluster(tiling), tiling, place, workspace),
+        tiling_(tiling),
         num_units_(units_of_cluster(tiling)),
         first_unit_(place.rank / tiling.cluster_size * num_units_),
-        splits_(tiling.splits),
-        num_owners_(kWarps / tiling.splits),
-        first_chunk_(static_cast<int>(threadIdx.x) / kWarp / num_owners_ * chunks_of_group(tiling)),
+        first_chunk_(static_cast<int>(threadIdx.x) / kWarp / tiling.tile_warps * chunks_of_group(tiling)),
         chunks_of_group_(chunks_of_group(tiling)),
-        first_tile_(static_cast<int>(threadIdx.x) / kWarp % num_owners_ * (tiling.chunks / chunks_of_group_) *
+        first_tile_(static_cast<int>(threadIdx.x) / kWarp % tiling.tile_warps * (tiling.chunks / chunks_of_group_) *
                     kScatterTiles),
         partial_(shared.partial),
         weights_({static_cast<const Scalar*>(w_hh), G, hidden_size, first_tile_, first_unit_, num_units_,
                   num_chunks(tiling) * Op::kChunk, 0, tiling.chunks / chunks_of_group_,
-                  TilesOfRow{tiling.unit_warps, tiling.cluster_size, place.rank % tiling.cluster_size}},
+                  TilesOfRow{tiling, place.rank % tiling.cluster_size}},
                  first_chunk_,
                  first_tile_ < team.num_tiles() ? tiling.chunks / chunks_of_group_ * num_chunks(tiling) : 0, tiling,
                  shared.weights) {}
@@ -183,15 +191,15 @@ class TwoLevelExchange {
     clear();
     weights_.for_chunks([&](int, auto weights_of) {
       weights_.add_chunk(sum, weights_of, gradients, team.rows(), first_chunk_ + chunk);
-      if (++chunk < chunks_of_group_ || splits_ > 1) return;
+      if (++chunk < chunks_of_group_ || tiling_.splits > 1) return;
       send(tile);
       clear();
       chunk = 0;
       tile += kScatterTiles;
     });
-    if (splits_ > 1) {
-      add_splits(sum, splits_, num_owners_, partial_);
-      if (static_cast<int>(threadIdx.x) / kWarp < num_owners_) send(tile);
+    if (tiling_.splits > 1) {
+      add_splits(sum, tiling_.splits, tiling_.tile_warps, partial_);
+      if (static_cast<int>(threadIdx.x) / kWarp < tiling_.tile_warps) send(tile);
     }
     team.sent();
   }
@@ -208,8 +216,8 @@ class TwoLevelExchange {
     return tiling.splits > 1 ? tiling.chunks : num_chunks(tiling);
   }
 
+  const Tiling& tiling_;
   int num_units_, first_unit_;  // of the cluster
-  int splits_, num_owners_;     // num_owners: warps of different tiles
   int first_chunk_;             // of the columns
   int chunks_of_group_;
   int first_tile_;  // of the row's, that the warp multiplies
