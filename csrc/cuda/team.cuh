@@ -11,6 +11,8 @@
 //   ClusterTeam  a cluster (cluster.cuh): each row is pushed into the shared memory of every peer, whose barrier counts the bytes
 //   GridTeam     any blocks: rows go through L2. `persistent`: each block raises the team's counter after its rows; else the
 //                boundary between two launches is the barrier, and a launch runs one turn.
+//
+// TwoLevelTeam, of backward alone, is a grid of clusters (two_level.cuh).
 #pragma once
 
 #include "../cells.h"

@@ -25,10 +25,7 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
 }
 
 // The same where the team is a grid of clusters.
-constexpr int two_level_registers(int batch_tiles, int gates) {
-  if (gates == 4) return batch_tiles == 1 ? 96 : 16;
-  return batch_tiles == 1 ? 80 : 48;
-}
+constexpr int two_level_registers(int batch_tiles, int gates) { return batch_tiles == 1 ? 80 : gates == 4 ? 16 : 48; }
 constexpr int kMaxTeamClusters = 16;  // of such a team
 
 struct Tiling {
