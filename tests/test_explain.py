@@ -54,14 +54,14 @@ def test_plans_that_wait_between_blocks_are_explained_where_they_are_allowed(mon
 @needs_emulated
 def test_clusters_of_a_grid_are_explained(monkeypatch):
     rnn, x = fastrnn.LSTM(3, 1024, dtype=torch.bfloat16), torch.zeros(9, 64, 3, dtype=torch.bfloat16)
-    for allowed in ("grid", "grid:cluster=8,samples=16", "all"):
+    for allowed in ("grid", "grid:blocks=64,samples=16,cluster=8", "all"):
         monkeypatch.setenv("FASTRNN_PLANS", allowed)
         with fastrnn.backend("emulated"):
             forward, backward = (
                 line for line in fastrnn.explain(rnn, x).split("\n") if line.startswith(("forward", "backward"))
             )
         assert "grid, " in forward and "clusters" not in forward
-        if allowed == "grid:cluster=8,samples=16":
+        if allowed == "grid:blocks=64,samples=16,cluster=8":
             assert "grid, 16-bit tensor cores, 4 teams of 64 blocks in clusters of 8 for 16 samples each, " in backward
         assert ", two-level exchange of " in backward
 

@@ -155,11 +155,10 @@ MISTAKES = [
             ("gate gradients overwritten while a late block reads them", "cluster.cuh", "return x_ + turn % 2 * kN", "return x_ + turn * 0 * kN"),
             ("norm of the cluster alone", "two_level.cuh", "this->load_sums(value, num_clusters(), [&]", "if (false) this->load_sums(value, num_clusters(), [&]"),
             ("norms of the others not waited for", "two_level.cuh", 'wait_for(counter() + kCounterWords, round, num_clusters(), "a sum");', ""),
-            ("norms overwritten a turn early", "two_level.cuh", "(row_) * 2 + round % 2)", "(row_) * 2)"),
             ("blocks need not run at the same time", "recurrence.cuh", "launch_.cooperative = true;",
              "launch_.cooperative = plan.tiling.cluster_size == 1;", "lstm", "livelock"),
-            ("more teams at once than there is room for", "recurrence.cuh", "std::min(plan.teams_at_once, resident_clusters(launch_, kernel)",
-             "std::max(plan.num_teams, resident_clusters(launch_, kernel)", "lstm", "too many blocks in cooperative launch"),
+            ("more teams at once than have places for their parts", "recurrence.cuh", "std::min(plan.teams_at_once, resident_clusters(launch_, kernel)",
+             "std::max(plan.num_teams, resident_clusters(launch_, kernel)"),
         ]
     ),
     kernel("splits added before they are there", "product.cuh", "  __syncthreads();\n  if (split != 0) return;", "  if (split != 0) return;", "grid"),
