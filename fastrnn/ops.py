@@ -99,12 +99,9 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     by_team = slices * num_directions * 2 * 16 * 128  # counters
     # the exchange; or, two-level, parts of dh: of all teams, or of those of a launch (csrc/plan.cpp: kPartsBytes)
     exchange = num_directions * samples * 2 * rows * element
-    if backward:
-        # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
-        parts = 2 * 18 * hidden_size * 4
-        parts = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
-        exchange = torch.sym_max(exchange, parts)
-    by_team += exchange
+    # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
+    parts = 2 * 18 * hidden_size * 4 if backward else 0
+    at_once = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
     if backward:
         by_team += num_directions * samples * 2 * ((hidden_size + 7) // 8) * 8  # norms
@@ -112,7 +109,9 @@ def _workspace(backend: str, cell: str, h0: Tensor, hidden_size: int, *, backwar
     # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
     numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
     by_matmul = num_directions * batch * hidden_size * numbers
-    num_bytes = 7 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
+    num_bytes = 7 * 256 + torch.sym_max(
+        by_team + torch.sym_max(exchange, at_once), by_matmul
+    )  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 
