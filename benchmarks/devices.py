@@ -37,4 +37,7 @@ def plan(
 
 def blocks(plan: _C.Plan) -> str:
     """Blocks a team and teams; the plan that torch's product is part of has none."""
-    return f"{plan['team_size']} x {plan['num_teams']}" if plan["num_teams"] else ""
+    if not plan["num_teams"]:
+        return ""
+    clusters = f" in clusters of {plan['cluster_size']}" if 1 < plan["cluster_size"] < plan["team_size"] else ""
+    return f"{plan['team_size']}{clusters} x {plan['num_teams']}"

@@ -58,11 +58,12 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
   using namespace py::literals;
   const fastrnn::cuda::Tiling& tiling = plan.tiling;
   return py::dict("team"_a = fastrnn::team_name(plan.team), "team_size"_a = tiling.team_size,
-                  "num_teams"_a = plan.num_teams, "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch,
-                  "unit_warps"_a = tiling.unit_warps, "splits"_a = tiling.splits, "chunks"_a = tiling.chunks,
-                  "shared_chunks"_a = tiling.shared_chunks, "scatters"_a = plan.scatters,
-                  "exchange_bytes"_a = plan.exchange_bytes, "shared_bytes"_a = plan.shared_bytes,
-                  "step_us"_a = plan.step_us, "bound"_a = fastrnn::bound(plan), "text"_a = fastrnn::describe(plan));
+                  "cluster_size"_a = tiling.cluster_size, "num_teams"_a = plan.num_teams,
+                  "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch, "unit_warps"_a = tiling.unit_warps,
+                  "splits"_a = tiling.splits, "chunks"_a = tiling.chunks, "shared_chunks"_a = tiling.shared_chunks,
+                  "scatters"_a = plan.scatters, "exchange_bytes"_a = plan.exchange_bytes,
+                  "shared_bytes"_a = plan.shared_bytes, "step_us"_a = plan.step_us, "bound"_a = fastrnn::bound(plan),
+                  "text"_a = fastrnn::describe(plan));
 }
 
 fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, int shared_per_block,

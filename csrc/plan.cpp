@@ -30,6 +30,9 @@ constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
 constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
 constexpr double kMatmulShare = 0.6;  // of those, that a product of a large batch has
 
+constexpr int64_t kPartsBytes =
+    16 << 20;  // of a launch of two-level teams, unless one has more; as fastrnn/ops.py has it
+
 // What operand.cuh knows of each arithmetic; product.cuh, forward.cuh and exchange.cuh of registers.
 struct OperandFacts {
   int element_bytes;
@@ -59,7 +62,19 @@ bool scatters(const PlanRequest& request, Team team, const OperandFacts& operand
          cuda::scatters_gradients(num_gates(request.shape.cell), operand.element_bytes);
 }
 
-KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, const OperandFacts& operand) {
+struct Candidate {
+  Team team;
+  int batch_tiles;
+  int max_team_size;     // 0: any
+  int cluster_size = 1;  // more: two-level
+  int unit_warps = 1;    // at least; two-level: so many
+
+  bool is_two_level() const { return cluster_size > 1; }
+};
+
+KernelFacts kernel_of(const PlanRequest& request, const Candidate& candidate, const OperandFacts& operand) {
+  const Team team = candidate.team;
+  const int batch_tiles = candidate.batch_tiles;
   const int gates = num_gates(request.shape.cell);
   const bool lstm = gates == 4;
   KernelFacts facts{};
@@ -67,6 +82,9 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
   if (scatters(request, team, operand)) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the block's units
     registers = cuda::scatter_registers(batch_tiles, gates);
+  } else if (candidate.is_two_level()) {
+    facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the cluster's units
+    registers = cuda::two_level_registers(batch_tiles, gates);
   } else if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
     registers = batch_tiles == 1 ? 48 : 0;
@@ -82,27 +100,26 @@ KernelFacts kernel_of(const PlanRequest& request, Team team, int batch_tiles, co
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
 
-// Shared memory beside the weights: the structs Shared of team.cuh, cluster.cuh and exchange.cuh, and ForwardShared.
+// Two-level: tiles that a block multiplies, those of the blocks of the same number in all clusters.
+int64_t tiles_of_row(const cuda::Tiling& tiling) { return int64_t{tiling.num_clusters} * tiling.unit_warps; }
+
+// Shared memory beside the weights: the structs Shared of team.cuh, cluster.cuh, exchange.cuh and two_level.cuh, and ForwardShared.
 int64_t fixed_shared(const Plan& plan, const KernelFacts& kernel, const OperandFacts& operand) {
   const cuda::Tiling& tiling = plan.tiling;
   const Team team = plan.team;
   const int batch_tiles = plan.batch_tiles;
   const int64_t rows = ceil_div(kernel.columns, operand.chunk) * operand.chunk, samples = batch_tiles * kTileBatch;
-  const int buffers = !plan.scatters && (team == Team::kBlock || team == Team::kCluster) ? 2 : 1;
+  const bool is_cluster = team == Team::kCluster || plan.is_two_level();
+  const int buffers = !plan.scatters && (team == Team::kBlock || is_cluster) ? 2 : 1;
   int64_t bytes = aligned(buffers * samples * rows * operand.element_bytes);
   bytes += aligned(tiling.unit_warps * samples * 8);
-  if (team == Team::kCluster) bytes += aligned(4 * 8) + aligned(2 * tiling.team_size * samples * 8);
+  if (is_cluster) bytes += aligned(4 * 8) + aligned(2 * tiling.cluster_size * samples * 8);
   if (plan.scatters) return bytes + aligned(int64_t{2} * tiling.team_size * tiling.unit_warps * 16 * samples * 4);
+  if (plan.is_two_level()) bytes += tiles_of_row(tiling) * 16 * samples * 4;
   const int acc_bytes = std::max(operand.element_bytes, 4);
-  return bytes +
-         aligned(int64_t{tiling.splits - 1} * tiling.unit_warps * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
+  const int64_t num_owners = plan.is_two_level() ? tiling.tile_warps : tiling.unit_warps;
+  return bytes + aligned((tiling.splits - 1) * num_owners * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
 }
-
-struct Candidate {
-  Team team;
-  int batch_tiles;
-  int max_team_size;  // 0: any
-};
 
 // The plan of a candidate, or why there is none.
 std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request, const DeviceLimits& device,
@@ -110,7 +127,7 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   const Shape& shape = request.shape;
   const Team team = candidate.team;
   const OperandFacts operand = facts_of(arithmetic, shape.scalar);
-  KernelFacts kernel = kernel_of(request, team, candidate.batch_tiles, operand);
+  KernelFacts kernel = kernel_of(request, candidate, operand);
   const int64_t num_warps = ceil_div(shape.hidden_size, kernel.units);  // of different units, in a team
   Plan plan{};
   plan.team = team;
@@ -118,7 +135,8 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   plan.batch_tiles = candidate.batch_tiles;
   plan.scatters = scatters(request, team, operand);
   cuda::Tiling& tiling = plan.tiling;
-  tiling.unit_warps = 1;
+  tiling.unit_warps = candidate.unit_warps;
+  tiling.cluster_size = candidate.cluster_size;
   while (candidate.max_team_size > 0 && ceil_div(num_warps, tiling.unit_warps) > candidate.max_team_size) {
     tiling.unit_warps *= 2;
     if (tiling.unit_warps > kWarps) {
@@ -131,7 +149,27 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   // No block is without units: it would not keep up with the others.
   tiling.team_size = static_cast<int>(ceil_div(num_warps, tiling.unit_warps));
   tiling.splits = kWarps / tiling.unit_warps;
-  if (plan.scatters) {
+  if (team == Team::kCluster) tiling.cluster_size = tiling.team_size;
+  if (candidate.is_two_level()) {
+    // Here there may be such blocks: they send zeros.
+    const int64_t clusters = ceil_div(tiling.team_size, tiling.cluster_size);
+    if (clusters < 2 || clusters > cuda::kMaxTeamClusters)
+      return {std::nullopt, "hidden_size " + std::to_string(shape.hidden_size) + " would need " +
+                                std::to_string(clusters) + " clusters of " + std::to_string(tiling.cluster_size) +
+                                " blocks, 2 to " + std::to_string(cuda::kMaxTeamClusters) + " can be a team"};
+    tiling.num_clusters = static_cast<int>(clusters);
+    tiling.team_size = tiling.num_clusters * tiling.cluster_size;
+    kernel.columns = int64_t{num_gates(shape.cell)} * tiling.cluster_size * tiling.unit_warps * kernel.units;
+    // Few tiles have several warps each, which share the columns.
+    const int64_t groups = ceil_div(tiles_of_row(tiling), kernel.tiles);
+    tiling.splits = 1;
+    while (2 * tiling.splits * groups <= kWarps) tiling.splits *= 2;
+    tiling.tile_warps = kWarps / tiling.splits;
+    tiling.chunks = static_cast<int>(ceil_div(groups, tiling.tile_warps) *
+                                     ceil_div(ceil_div(kernel.columns, operand.chunk), tiling.splits));
+    plan.part_bytes =
+        2 * int64_t{tiling.team_size} * tiles_of_row(tiling) * candidate.batch_tiles * 16 * kTileBatch * 4;
+  } else if (plan.scatters) {
     kernel.columns = int64_t{num_gates(shape.cell)} * tiling.unit_warps * kernel.units;
     const int64_t groups = ceil_div(ceil_div(num_warps, kWarps), kernel.tiles);
     tiling.chunks = static_cast<int>(groups * ceil_div(kernel.columns, operand.chunk));
@@ -158,10 +196,18 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
     return {std::nullopt, "the weights do not fit in registers and shared memory"};
 
   // Blocks that wait for each other run at the same time; more teams run one after another.
-  const int64_t at_once = team == Team::kCluster ? device.resident_clusters[tiling.team_size]
-                                                 : std::max(1, device.multiprocessors / tiling.team_size);
+  int64_t at_once = std::max(1, device.multiprocessors / tiling.team_size);
+  if (tiling.cluster_size > 1)
+    at_once = device.resident_clusters[tiling.cluster_size] * tiling.cluster_size / tiling.team_size;
   if (at_once == 0)
-    return {std::nullopt, "the device has no room for a cluster of " + std::to_string(tiling.team_size) + " blocks"};
+    return {std::nullopt,
+            "the device has no room for " +
+                (candidate.is_two_level() ? std::to_string(tiling.team_size) + " blocks in clusters" : "a cluster") +
+                " of " + std::to_string(tiling.cluster_size) + (candidate.is_two_level() ? "" : " blocks")};
+  if (candidate.is_two_level()) {
+    at_once = std::min(at_once, std::max<int64_t>(1, kPartsBytes / plan.part_bytes));
+    plan.teams_at_once = static_cast<int>(std::min<int64_t>(plan.num_teams, at_once));
+  }
   const double rounds = team == Team::kStepwise
                             ? std::max(1.0, double(plan.num_teams) * tiling.team_size / device.multiprocessors)
                             : double(ceil_div(plan.num_teams, at_once));
@@ -175,9 +221,16 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
     const int64_t tiles_of_warp = tiling.chunks / ceil_div(kernel.columns, operand.chunk) * kernel.tiles;
     busy_warps = ceil_div(ceil_div(num_warps, tiles_of_warp), 4) * 4;
   }
+  if (candidate.is_two_level()) {
+    const int64_t groups = ceil_div(tiles_of_row(tiling), kernel.tiles);
+    const int64_t of_warp = ceil_div(groups, tiling.tile_warps);
+    busy_warps = ceil_div(ceil_div(groups, of_warp) * tiling.splits, 4) * 4;
+  }
   const double received = plan.scatters ? double(tiling.team_size) * tiling.unit_warps * kernel.units * samples * 4
                                         : double(kernel.columns) * samples * operand.element_bytes;
-  if (tiling.team_size > 1) plan.exchange_bytes = static_cast<int64_t>(received);
+  // Two-level: of a block's part for its row, which is as many as it receives of the others'.
+  const double between_clusters = candidate.is_two_level() ? tiles_of_row(tiling) * kernel.units * samples * 4 : 0;
+  if (tiling.team_size > 1) plan.exchange_bytes = static_cast<int64_t>(received + between_clusters);
   plan.costs = {{
       {"multiply-adds", busy_warps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
       {"weights from shared memory",
@@ -188,12 +241,17 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       {"", 0},
   }};
   const int barriers = request.clips_norm ? 2 : 1;
-  double hand_on = received / (team == Team::kCluster ? kClusterBytes : kL2Bytes) / kClock;
+  double hand_on = received / (tiling.cluster_size > 1 ? kClusterBytes : kL2Bytes) / kClock;
   if (plan.scatters) hand_on += received / kSharedBytes / kClock + kBlockSync / 2;  // to add them; before the product
   switch (team) {
     case Team::kBlock: plan.costs[4] = {"barriers", kBlockSync}; break;
     case Team::kCluster: plan.costs[4] = {"cluster barrier and exchange", kClusterSync * barriers + hand_on}; break;
-    case Team::kGrid: plan.costs[4] = {"grid barrier and exchange", kGridSync * barriers + hand_on}; break;
+    case Team::kGrid:
+      plan.costs[4] = {"grid barrier and exchange", kGridSync * barriers + hand_on};
+      if (!candidate.is_two_level()) break;
+      plan.costs[4].name = "cluster and grid barriers and exchange";
+      plan.costs[4].us += kClusterSync * barriers + 2 * between_clusters / kL2Bytes / kClock + kBlockSync;
+      break;
     default: plan.costs[4] = {"launch and exchange", kLaunchSync / rounds * barriers + hand_on};
   }
   std::stable_sort(plan.costs.begin(), plan.costs.end(),
@@ -221,6 +279,7 @@ Plan matmul_plan(const PlanRequest& request, const DeviceLimits& device) {
   plan.team = Team::kMatmul;
   plan.arithmetic = arithmetic_of(request) == Arithmetic::kTensor16 ? Arithmetic::kTensor16 : Arithmetic::kFma;
   plan.batch_tiles = 1;
+  plan.tiling.cluster_size = 1;
   const int element_bytes = shape.scalar == ScalarKind::kDouble ? 8 : shape.scalar == ScalarKind::kFloat ? 4 : 2;
   const double gates = num_gates(shape.cell), states = double(shape.batch) * shape.directions * shape.hidden_size;
   const double whole_device = kClock * device.multiprocessors;
@@ -264,9 +323,55 @@ std::string only_matmul_because(const PlanRequest& request, const DeviceLimits& 
   return "";
 }
 
+// What a plan has to be (PlanRequest: wanted).
+struct Wanted {
+  std::string team;
+  std::optional<int> blocks, samples, cluster;
+
+  bool has_options() const { return blocks || samples || cluster; }
+  bool is(Team a_team) const { return team.empty() || team == team_name(a_team); }
+  bool is(const Plan& plan, bool backward) const {
+    if (plan.team == Team::kGrid && cluster && !backward) return true;
+    return blocks.value_or(plan.tiling.team_size) == plan.tiling.team_size &&
+           samples.value_or(samples_of(plan)) == samples_of(plan) &&
+           cluster.value_or(plan.tiling.cluster_size) == plan.tiling.cluster_size;
+  }
+  static int samples_of(const Plan& plan) { return plan.batch_tiles * kTileBatch; }
+  static std::string options_of(const Plan& plan) {
+    return "blocks=" + std::to_string(plan.tiling.team_size) + ",samples=" + std::to_string(samples_of(plan)) +
+           ",cluster=" + std::to_string(plan.tiling.cluster_size);
+  }
+};
+
+Wanted parse_wanted(const std::string& text) {
+  Wanted wanted;
+  const size_t colon = text.find(':');
+  wanted.team = text.substr(0, colon);
+  for (size_t begin = colon; begin < text.size();) {
+    const size_t end = std::min(text.find(',', ++begin), text.size());
+    const std::string option = text.substr(begin, end - begin);
+    const size_t equals = option.find('=');
+    const std::string name = option.substr(0, equals), value = equals < option.size() ? option.substr(equals + 1) : "";
+    const bool is_number = !value.empty() && value.size() < 6 && value.find_first_not_of("0123456789") == value.npos;
+    std::optional<int>* place = name == "blocks"    ? &wanted.blocks
+                                : name == "samples" ? &wanted.samples
+                                : name == "cluster" ? &wanted.cluster
+                                                    : nullptr;
+    if (!place || !is_number || *place)
+      throw std::invalid_argument(
+          "plan is \"" + text + "\", with \"" + option +
+          "\" where \"blocks\", \"samples\" or \"cluster\" was expected, once each, '=' and a number");
+    *place = std::stoi(value);
+    begin = end;
+  }
+  return wanted;
+}
+
 Search search(const PlanRequest& request, const DeviceLimits& device) {
   Search found;
-  const auto wants = [&](Team team) { return request.wanted.empty() || request.wanted == team_name(team); };
+  const Wanted wanted = parse_wanted(request.wanted);
+  const auto wants = [&](Team team) { return wanted.is(team); };
+  std::map<Team, std::vector<std::string>> others;
   const std::string only_matmul = only_matmul_because(request, device);
   const bool is_double = request.shape.scalar == ScalarKind::kDouble;
   const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
@@ -276,6 +381,10 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     for (int size : {2, 4, 8, 16})
       if (size <= device.max_cluster_size()) candidates.push_back({Team::kCluster, tiles, size});
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
+    for (int size : {2, 4, 8, 16})
+      for (int unit_warps = 1; unit_warps <= kWarps; unit_warps *= 2)
+        if (request.backward && !is_double && size <= device.max_cluster_size())
+          candidates.push_back({Team::kGrid, tiles, 0, size, unit_warps});
   }
   if (device.max_cluster_size() == 0)
     found.reasons[Team::kCluster] = only_matmul.empty() ? "the device has no thread block clusters" : only_matmul;
@@ -294,13 +403,23 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
       found.reasons[team] = "float64 has no cluster kernels";
     } else {
       auto [plan, reason] = consider(request, device, arithmetic_of(request), candidate);
-      if (plan)
+      if (plan && wanted.is(*plan, request.backward)) {
         found.plans.push_back(*plan);
-      else
+      } else if (plan) {
+        others[team].push_back(Wanted::options_of(*plan));
+      } else {
         found.reasons[team] = reason;
+      }
     }
   }
-  if (wants(Team::kMatmul)) found.plans.push_back(matmul_plan(request, device));
+  for (auto& [team, options] : others) {
+    std::sort(options.begin(), options.end());
+    options.erase(std::unique(options.begin(), options.end()), options.end());
+    std::string& reason = found.reasons[team] = "there are";
+    for (const std::string& plan : options) reason += ' ' + plan;
+  }
+  if (wants(Team::kMatmul) && !wanted.has_options()) found.plans.push_back(matmul_plan(request, device));
+  if (wanted.has_options()) found.reasons.try_emplace(Team::kMatmul, "it has no blocks, samples or clusters to choose");
   std::stable_sort(found.plans.begin(), found.plans.end(),
                    [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
   return found;
@@ -330,7 +449,7 @@ Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
   const Search found = search(request, device);
   if (!found.plans.empty()) return found.plans.front();
   for (const auto& [team, reason] : found.reasons)
-    if (request.wanted == team_name(team))
+    if (request.wanted.substr(0, request.wanted.find(':')) == team_name(team))
       throw std::invalid_argument("plan is \"" + request.wanted + "\", which cannot run this: " + reason);
   throw std::invalid_argument("plan is \"" + request.wanted +
                               "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"matmul\"");
@@ -354,11 +473,16 @@ std::string describe(const Plan& plan) {
     constexpr const char* kArithmetics[] = {"16-bit tensor cores", "tf32 tensor cores", "multiply-adds"};
     text << ", " << kArithmetics[static_cast<int>(plan.arithmetic)] << ", " << plan.num_teams << " team"
          << (plan.num_teams > 1 ? "s" : "") << " of " << plan.tiling.team_size << " block"
-         << (plan.tiling.team_size > 1 ? "s" : "") << " for " << plan.batch_tiles * kTileBatch << " samples each, "
-         << plan.shared_bytes / 1024 << " KB of shared memory a block";
+         << (plan.tiling.team_size > 1 ? "s" : "");
+    if (plan.is_two_level()) text << " in clusters of " << plan.tiling.cluster_size;
+    text << " for " << plan.batch_tiles * kTileBatch << " samples each, " << plan.shared_bytes / 1024
+         << " KB of shared memory a block";
     if (plan.exchange_bytes > 0)
-      text << ", " << (plan.scatters ? "reduce-scatter" : "all-gather") << " of " << ceil_div(plan.exchange_bytes, 1024)
-           << " KB a block and step";
+      text << ", "
+           << (plan.is_two_level() ? "two-level exchange"
+               : plan.scatters     ? "reduce-scatter"
+                                   : "all-gather")
+           << " of " << ceil_div(plan.exchange_bytes, 1024) << " KB a block and step";
   }
   text << ", predicted " << std::fixed << plan.step_us << " us a step (" << bound(plan) << ")";
   return text.str();

@@ -15,7 +15,7 @@ namespace fastrnn {
 enum class Team : int {
   kBlock,     // one block holds all of W_hh; no two blocks wait for each other
   kCluster,   // a thread block cluster does, and exchanges h in its shared memory (9.0 and later)
-  kGrid,      // many blocks do, and exchange h through L2
+  kGrid,      // many blocks do, and exchange h through L2; in backward they may be many clusters
   kStepwise,  // a launch per step
   kMatmul,  // torch's matrix product and kernels for the cell, at every step; the only one for proj_size and before 8.0
 };
@@ -43,6 +43,8 @@ struct PlanRequest {
   bool projects;     // proj_size
   bool allows_tf32;  // float32 products may be tf32
   // "block", "cluster", "grid", "stepwise" or "matmul": that or an error. Empty: the fastest of those that are safe.
+  // Options may follow, each if it matters: "grid:blocks=64,samples=16,cluster=8", of a team, of a team, of a cluster (1 where
+  // there are none). A grid has clusters in backward alone: with `cluster` they are backward's, and forward is the best grid.
   std::string wanted;
   // Also those whose blocks wait for each other, where no run on such a device has been committed (FASTRNN_PLANS=all).
   bool all_plans;
@@ -59,11 +61,16 @@ struct Plan {
   int batch_tiles;                // kN: 8 samples each
   cuda::Tiling tiling;            // of the first launch
   int num_teams;                  // slices times directions
+  int teams_at_once;              // two-level: of one launch
+  int64_t part_bytes;             // two-level: of a team, between its clusters
   int64_t shared_bytes;           // of a block
   bool scatters;                  // backward: exchanges by reduce-scatter, else by all-gather
   int64_t exchange_bytes;         // that a block receives at a step; 0: no other block sends
   double step_us;                 // predicted
   std::array<StepCost, 5> costs;  // what it is made of, the largest first
+
+  // A grid of clusters: exchanges within each, then between them (cuda/two_level.cuh).
+  bool is_two_level() const { return team == Team::kGrid && tiling.cluster_size > 1; }
 };
 
 // Throws std::invalid_argument with the reason where the wanted plan does not run this.

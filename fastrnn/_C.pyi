@@ -33,6 +33,7 @@ class PlanRequest:
 class Plan(TypedDict):
     team: str
     team_size: int
+    cluster_size: int  # 1: no clusters
     num_teams: int
     samples: int
     unit_warps: int

@@ -101,8 +101,12 @@ def _workspace(
     slices = (batch + 7) // 8
     samples = 8 * (slices + 1)  # of whole slices of 8 or 16
     rows = (num_gates if backward else 1) * hidden_size + 32
-    by_team = slices * num_directions * 2 * 128  # counters
-    by_team += num_directions * samples * 2 * rows * element  # exchange
+    by_team = slices * num_directions * 2 * 16 * 128  # counters
+    # the exchange; or, two-level, parts of dh: of all teams, or of those of a launch (csrc/plan.cpp: kPartsBytes)
+    exchange = num_directions * samples * 2 * rows * element
+    # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
+    parts = 2 * 18 * hidden_size * 4 if backward else 0
+    at_once = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
     by_team += batch * 8  # order of the samples
     if backward:
@@ -112,7 +116,9 @@ def _workspace(
     # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
     numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
     by_matmul = num_directions * batch * hidden_size * numbers
-    num_bytes = 9 * 256 + torch.sym_max(by_team, by_matmul)  # each part begins at a multiple of 256
+    num_bytes = 9 * 256 + torch.sym_max(
+        by_team + torch.sym_max(exchange, at_once), by_matmul
+    )  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 

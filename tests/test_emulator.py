@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from emulator import build
 
-RIGHT = ("barriers", "exits", "shuffles", "products", "tiles", "copies", "grid_barriers", "ring", "refusals")
+RIGHT = (
+    "barriers", "exits", "shuffles", "products", "tiles", "copies", "grid_barriers", "grid_barriers_of_clusters", "ring", "refusals",
+)  # fmt: skip
 
 # What every schedule shows.
 WRONG = {

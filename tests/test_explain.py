@@ -70,6 +70,31 @@ def test_code_for_older_architectures_has_no_plan_that_it_cannot_run(monkeypatch
     assert ("grid" in text) == name.endswith("8.0")
 
 
+@needs_emulated
+def test_clusters_of_a_grid_are_explained(monkeypatch):
+    rnn, x = fastrnn.LSTM(3, 1024, dtype=torch.bfloat16), torch.zeros(9, 64, 3, dtype=torch.bfloat16)
+    for allowed in ("grid", "grid:blocks=64,samples=16,cluster=8", "all"):
+        monkeypatch.setenv("FASTRNN_PLANS", allowed)
+        with fastrnn.backend("emulated"):
+            forward, backward = (
+                line for line in fastrnn.explain(rnn, x).split("\n") if line.startswith(("forward", "backward"))
+            )
+        assert "grid, " in forward and "clusters" not in forward
+        if allowed == "grid:blocks=64,samples=16,cluster=8":
+            assert "grid, 16-bit tensor cores, 4 teams of 64 blocks in clusters of 8 for 16 samples each, " in backward
+        assert ", two-level exchange of " in backward
+
+
+@needs_emulated
+def test_options_of_a_plan_that_do_not_exist_are_named(monkeypatch):
+    monkeypatch.setenv("FASTRNN_PLANS", "grid:block=64")
+    with (
+        fastrnn.backend("emulated"),
+        pytest.raises(ValueError, match='with "block=64" where "blocks", "samples" or "cluster"'),
+    ):
+        fastrnn.explain(fastrnn.LSTM(3, 300), torch.zeros(9, 16, 3))
+
+
 def test_clipping_by_norm_is_part_of_what_is_planned_and_recording_is_not(monkeypatch):
     monkeypatch.setenv("FASTRNN_PLANS", "stepwise")
     if "emulated" not in BACKENDS:

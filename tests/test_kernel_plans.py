@@ -13,7 +13,7 @@ from conftest import BACKENDS
 from fastrnn import recording
 
 KERNELS = [name for name in ("emulated", "cuda") if name in BACKENDS]
-PLANS = ("block", "stepwise", "cluster", "grid", "matmul")
+PLANS = ("block", "stepwise", "cluster", "grid", "grid:cluster=2", "matmul")
 ARITHMETICS = {
     "float64": torch.float64, "float32": torch.float32, "tf32": torch.float32,
     "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -49,13 +49,15 @@ def chosen_cases() -> list:
         (plan, arithmetic)
         for plan in PLANS
         for arithmetic in ARITHMETICS
-        if (plan, arithmetic) not in (("cluster", "float64"), ("matmul", "tf32"))
+        if (plan, arithmetic) not in (("cluster", "float64"), ("grid:cluster=2", "float64"), ("matmul", "tf32"))
     ]
     count = max(len(drawn), 2 * len(combinations))
     result = []
     for (plan, arithmetic), choice in zip(itertools.cycle(combinations), itertools.cycle(drawn)):
         rest = dict(choice)
         clip = rest.pop("clip")
+        if plan == "grid:cluster=2":  # units of two clusters at least
+            rest["hidden_size"] = {1: 33, 7: 67}.get(rest["hidden_size"], rest["hidden_size"])
         result.append(
             pytest.param(plan, arithmetic, Case(**rest, steps=5), clip, id=f"{plan}-{arithmetic}-{Case(**rest)}-{clip}")
         )
@@ -244,8 +246,13 @@ def test_projections_run_by_the_matmul_plan(kernels, clip, layout, dtype):
             assert_error_ratio(our, low, true, 3, name)
 
 
-@pytest.mark.parametrize("hidden", [300, 650])
-@pytest.mark.parametrize("plan", ["stepwise", "cluster", "grid"])
+@pytest.mark.parametrize(
+    ("plan", "hidden"),
+    [
+        *((plan, hidden) for hidden in (300, 650) for plan in ("stepwise", "cluster", "grid")),
+        ("grid:cluster=4", 300), ("grid:cluster=8", 650), ("grid:cluster=16", 650), ("grid:cluster=8", 1150),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_large_layers_split_columns_over_warps_and_units_over_blocks(kernels, plan, hidden):
     device = "cuda" if kernels == "cuda" else "cpu"

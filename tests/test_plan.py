@@ -77,17 +77,34 @@ def test_every_plan_covers_the_layer_and_fits_the_device(name, scalar, cell):
                             assert scalar != "float64" and plan["team_size"] <= len(resident)
                         if plan["team"] == "grid":
                             assert plan["team_size"] <= multiprocessors
+                            assert plan["cluster_size"] <= max(1, len(resident))
+                            assert plan["cluster_size"] == 1 or (backward and scalar != "float64")
                         if plan["team"] == "block":
                             assert plan["team_size"] == 1
 
 
 def check_covers(plan, cell, hidden, batch, backward, chunk):
-    assert plan["unit_warps"] * plan["splits"] == 8
+    clusters = plan["team_size"] // plan["cluster_size"]
+    two_level = plan["team"] == "grid" and plan["cluster_size"] > 1
+    if not two_level:
+        assert plan["unit_warps"] * plan["splits"] == 8
+        assert plan["cluster_size"] == (plan["team_size"] if plan["team"] == "cluster" else 1)
     # every unit has a warp, and no block is without units: it would not keep up with the others
     of_warp = 16 if backward or cell != "lstm" else 16 if plan["team"] == "block" else 8
     of_block = of_warp * plan["unit_warps"]
-    assert plan["team_size"] * of_block >= hidden > (plan["team_size"] - 1) * of_block
-    if plan["scatters"]:
+    smallest = plan["cluster_size"] if two_level else 1  # there, a whole cluster would be without
+    assert plan["team_size"] * of_block >= hidden > (plan["team_size"] - smallest) * of_block
+    if two_level:
+        # the blocks of a number multiply the tiles of all of them, two in a group, with all columns of their own cluster
+        assert plan["team_size"] % plan["cluster_size"] == 0 and 2 <= clusters <= 16
+        columns = -(-GATES[cell] * of_block * plan["cluster_size"] // chunk)
+        groups = -(-clusters * plan["unit_warps"] // 2)
+        if plan["splits"] > 1:
+            assert groups * plan["splits"] <= 8 and plan["splits"] * plan["chunks"] >= columns
+        else:
+            of_warp, rest = divmod(plan["chunks"], columns)
+            assert rest == 0 and 8 * of_warp >= groups > 8 * (of_warp - 1)
+    elif plan["scatters"]:
         # every unit of the team is in a tile of some warp, two tiles in a group; no group is empty in all warps
         assert plan["team"] == "cluster" and backward and cell != "rnn"
         groups, rest = divmod(plan["chunks"], -(-GATES[cell] * of_block // chunk))
@@ -160,6 +177,28 @@ def test_the_product_of_torch_serves_what_no_other_plan_can_run(options):
         ({"wanted": "grid", "state": 128}, "H100", "proj_size runs with the matmul plan alone"),
         ({"wanted": "stepwise"}, "T4", "it needs compute capability 8.0 or later"),
         ({"wanted": "stepwise", "batch": 2**31 - 8}, "H100", "steps, batch or hidden_size do not fit in 32 bits"),
+        (
+            {"wanted": "grid:rows=3"},
+            "H100",
+            'plan is "grid:rows=3", with "rows=3" where "blocks", "samples" or "cluster"',
+        ),
+        ({"wanted": "grid:blocks"}, "H100", 'with "blocks" where "blocks", "samples" or "cluster" was expected'),
+        ({"wanted": "grid:blocks=x"}, "H100", 'with "blocks=x" where'),
+        ({"wanted": "grid:blocks=8,blocks=8"}, "H100", 'with "blocks=8" where'),
+        ({"wanted": "grid:"}, "H100", 'with "" where'),
+        ({"wanted": "fast:blocks=8"}, "H100", 'expected "block", "cluster", "grid", "stepwise" or "matmul"'),
+        ({"wanted": "matmul:samples=8"}, "H100", "it has no blocks, samples or clusters to choose"),
+        (
+            {"wanted": "cluster:blocks=5", "hidden": 64, "backward": True},
+            "H100",
+            "which cannot run this: there are blocks=2,samples=16,cluster=2 blocks=2,samples=8,cluster=2 blocks=4,",
+        ),
+        (
+            {"wanted": "grid:cluster=2", "hidden": 32, "backward": True},
+            "H100",
+            "which cannot run this: there are blocks=2,samples=16,cluster=1 blocks=2,samples=8,cluster=1",
+        ),
+        ({"wanted": "grid:cluster=2", "backward": True}, "A100", "cluster=1"),
         ({"wanted": "fast"}, "H100", 'plan is "fast", expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
@@ -216,6 +255,80 @@ def test_other_teams_and_forward_gather_the_operand(team):
     for backward in (False, True):
         plan = _C.plan(request(wanted=team, hidden=64, backward=backward), device("H100"))
         assert plan["scatters"] == (team == "cluster" and backward)
+
+
+def two_level(cell="lstm", scalar="bfloat16", **options):
+    return request(cell, scalar, **{"batch": 32, "hidden": 1024, "backward": True, **options})
+
+
+@pytest.mark.parametrize(
+    ("cell", "scalar", "options"),
+    [
+        ("lstm", "bfloat16", {}),
+        ("gru", "bfloat16", {}),
+        ("lstm", "float16", {"batch": 64}),
+        ("lstm", "float32", {"allows_tf32": True}),
+        ("gru", "float32", {"allows_tf32": True}),
+        ("lstm", "bfloat16", {"hidden": 768, "batch": 16}),
+    ],
+)
+def test_backward_of_large_layers_exchanges_in_two_levels(cell, scalar, options):
+    plan = _C.plan(two_level(cell, scalar, all_plans=True, **options), device("H100"))
+    assert plan["team"] == "grid" and plan["cluster_size"] > 1, plan["text"]
+    others = _C.all_plans(two_level(cell, scalar, wanted="grid:cluster=1", **options), device("H100"))
+    assert others and all(plan["step_us"] < other["step_us"] for other in others)
+    assert (
+        f" of {plan['team_size']} blocks in clusters of {plan['cluster_size']} for {plan['samples']} sa" in plan["text"]
+    )
+    assert f", two-level exchange of {-(-plan['exchange_bytes'] // 1024)} KB a block and step" in plan["text"]
+    assert "cluster and grid barriers and exchange " in plan["bound"]
+    forward = _C.plan(two_level(cell, scalar, all_plans=True, **{**options, "backward": False}), device("H100"))
+    assert forward["cluster_size"] == 1
+
+
+def test_a_two_level_exchange_is_of_the_gates_of_a_cluster_and_the_sums_of_a_row():
+    for cluster in (4, 8, 16):
+        plan = _C.plan(two_level(wanted=f"grid:blocks=64,samples=16,cluster={cluster}"), device("H100"))
+        gathered, added = 4 * cluster * 16 * 16 * 2, 1024 // cluster * 16 * 4
+        assert plan["exchange_bytes"] == gathered + added
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("samples", [8, 16])
+def test_a_plan_is_forced_in_its_details(samples, cluster):
+    wanted = f"grid:cluster={cluster},samples={samples}"
+    plan = _C.plan(two_level("gru", hidden=512, wanted=wanted), device("H100"))
+    assert (plan["team"], plan["samples"], plan["cluster_size"]) == ("grid", samples, cluster)
+    # Forward has no clusters: where `cluster` is given the options are not its own.
+    forward = [
+        _C.plan(two_level("gru", hidden=512, backward=False, wanted=name), device("H100")) for name in (wanted, "grid")
+    ]
+    assert forward[0] == forward[1]
+
+
+def test_blocks_of_a_team_are_forced_in_both_passes():
+    for backward in (False, True):
+        for blocks in (16, 32):
+            plan = _C.plan(request("gru", wanted=f"grid:blocks={blocks}", backward=backward), device("H100"))
+            assert plan["team_size"] == blocks
+
+
+def test_a_forced_grid_is_the_best_with_or_without_clusters():
+    found = _C.all_plans(two_level(wanted="grid"), device("H100"))
+    assert {plan["cluster_size"] > 1 for plan in found} == {False, True}
+    assert _C.plan(two_level(wanted="grid"), device("H100")) == found[0]
+    assert {plan["cluster_size"] for plan in _C.all_plans(two_level(wanted="grid"), device("A100"))} == {1}
+
+
+def test_two_level_teams_run_in_as_many_rounds_as_there_is_room_for_their_clusters():
+    resident = clusters(16, 16, 16, 16, 16, 16, 16, 18, 18)
+    wanted = two_level(wanted="grid:blocks=64,samples=16,cluster=8")
+    plan = _C.plan(wanted, limits(resident))
+    assert plan["num_teams"] == 2 and resident[7] == 16
+    fewer = _C.plan(wanted, limits([*resident[:7], 15, *resident[8:]]))
+    assert fewer["step_us"] == pytest.approx(2 * plan["step_us"])
+    none = _C.all_plans(two_level(wanted="grid"), limits([0] * 7 + [1]))
+    assert {plan["cluster_size"] for plan in none} == {1}  # two clusters at least have to run at once
 
 
 def test_huge_sizes_do_not_overflow():

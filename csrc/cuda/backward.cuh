@@ -12,9 +12,9 @@
 // One turn more brings the gradient of the initial state, neither recorded nor clipped.
 #pragma once
 
-#include "exchange.cuh"
 #include "forward.cuh"
 #include "slices.cuh"
+#include "two_level.cuh"
 
 namespace fastrnn::cuda {
 

@@ -18,18 +18,18 @@ class ClusterBase : public TeamBase<Op, kN_> {
   struct Shared {
     MBarrier* barriers;  // [4]  of the operand and of the sums, by parity of the turn
     double* sums;        // [unit_warps, kSamples]
-    double* parts;       // [2, team, kSamples]
+    double* parts;       // [2, cluster, kSamples]
     FASTRNN_HD Shared(SharedArrays& arrays, const Tiling& tiling) {
       barriers = arrays.take<MBarrier>(4);
       sums = arrays.take<double>(tiling.unit_warps * Base::kSamples);
-      parts = arrays.take<double>(2 * tiling.team_size * Base::kSamples);
+      parts = arrays.take<double>(2 * tiling.cluster_size * Base::kSamples);
     }
   };
 
   FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
     this->store_sums(value, tiling_, shared_.sums);
     const int round = sums_++;
-    double* parts = shared_.parts + round % 2 * tiling_.team_size * Base::kSamples;
+    double* parts = shared_.parts + round % 2 * tiling_.cluster_size * Base::kSamples;
     MBarrier* barrier = shared_.barriers + 2 + round % 2;
     if (threadIdx.x < Base::kSamples) {
       const double sum = this->sum_of_block(tiling_, shared_.sums);
@@ -37,11 +37,11 @@ class ClusterBase : public TeamBase<Op, kN_> {
       memcpy(&words, &sum, 8);
       double* part = parts + rank_ * Base::kSamples + threadIdx.x;
       FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < tiling_.team_size; ++peer)
+      for (int peer = 0; peer < tiling_.cluster_size; ++peer)
         store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
     }
-    receive(barrier, round, tiling_.team_size * Base::kSamples * sizeof(double));
-    this->load_sums(value, tiling_.team_size, [&](int i) { return parts[i]; });
+    receive(barrier, round, tiling_.cluster_size * Base::kSamples * sizeof(double));
+    this->load_sums(value, tiling_.cluster_size, [&](int i) { return parts[i]; });
   }
 
   // Nobody leaves while a peer may still push to it.
@@ -112,7 +112,7 @@ class ClusterTeam : public ClusterBase<Op, kN_> {
     const Lane lane = Lane::of_thread();
     Element* row = this->at(buffer(turn), n, valid ? k : 0);
     MBarrier* barrier = this->barrier(turn);
-    const int team_size = this->tiling_.team_size;
+    const int cluster_size = this->tiling_.cluster_size;
     if constexpr (sizeof(Element) == 2) {
       const Element pair[2] = {first, second};
       uint32_t word;
@@ -124,7 +124,7 @@ class ClusterTeam : public ClusterBase<Op, kN_> {
       all.w = __shfl_sync(0xffffffffu, word, lane.group * 4 + 3);
       if (!valid) return;
       FASTRNN_NO_UNROLL
-      for (int peer = lane.quad; peer < team_size; peer += 4)
+      for (int peer = lane.quad; peer < cluster_size; peer += 4)
         store_async(map_to_peer(row, peer), map_to_peer(barrier, peer), all);
     } else {
       __syncwarp();  // lanes without a unit, which nobody waits for, have read the turn before
@@ -133,17 +133,19 @@ class ClusterTeam : public ClusterBase<Op, kN_> {
       memcpy(&pair.x, &first, 4);
       memcpy(&pair.y, &second, 4);
       FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < team_size; ++peer)
+      for (int peer = 0; peer < cluster_size; ++peer)
         store_async(map_to_peer(row + 2 * lane.quad, peer), map_to_peer(barrier, peer), pair);
     }
   }
   FASTRNN_DEVICE void published() {}
 
+ protected:
+  int started_ = -1;  // the turn whose operand `start` has put in place
+
  private:
   FASTRNN_DEVICE Element* buffer(int turn) const { return x_ + turn % 2 * kN * this->rows_ * kTileBatch; }
 
   Element* x_;
-  int started_ = -1;  // the turn whose operand `start` has put in place
 };
 
 }  // namespace fastrnn::cuda

@@ -9,6 +9,7 @@
 //   ScatterExchange  a block multiplies its own gate gradients with its own rows of W_hh: a part of dh for all units of the
 //                    team. Each owner gets the parts of its units, [H] rows of the sums' type in all, and adds them. In a
 //                    cluster, where that is fewer bytes (tiling.h: scatters_gradients).
+//   TwoLevelExchange an all-gather within each cluster, then a reduce-scatter between the clusters of a grid (two_level.cuh).
 #pragma once
 
 #include "../params.h"
@@ -94,18 +95,20 @@ class GatherExchange {
   bool waits_at_first_ = false;
 };
 
-// The rows of W_hh that belong to a block's units, transposed: a tile is 16 units of the team, and its columns are the block's
-// gate gradients, the units of one gate after those of another. A warp's groups of kScatterTiles tiles follow each other along
-// the columns, beginning with a different one in different blocks, so that not all send to the same owners at a time.
-template <typename Scalar>
+// The rows of W_hh that belong to a block's units (or its cluster's), transposed: a tile is 16 units of the team, and its columns
+// are the gate gradients of those units, the units of one gate after those of another. A warp's groups of kScatterTiles tiles
+// follow each other along the columns, beginning with a different one in different blocks, so that not all send to the same owners
+// at a time. Tile i of the block is tile tile_of(i) of the team.
+template <typename Scalar, typename TileOf>
 struct ScatterRows {
   const Scalar* w_hh;  // [G*H, H]
   int num_gates;
   int hidden_size;
-  int first_target;           // unit of the warp's first tile
-  int first_unit, num_units;  // of the block; columns of a gate, whether the units exist or not
+  int first_tile;             // of the warp
+  int first_unit, num_units;  // columns of a gate, whether the units exist or not
   int columns_of_group;
   int first_group, num_groups;
+  TileOf tile_of;
   FASTRNN_DEVICE WeightRun<Scalar> operator()(int tile, int half, int column) const {
     // Quotients by subtraction: what a division prepares would take registers for the whole sequence.
     int k = column, group = first_group, gate = 0;
@@ -115,11 +118,17 @@ struct ScatterRows {
     FASTRNN_NO_UNROLL
     for (; k >= num_units; k -= num_units) ++gate;
     const int unit = first_unit + k;
-    const int target = first_target + (group * kScatterTiles + tile) * kTileRows + Lane::of_thread().group + 8 * half;
+    const int target =
+        tile_of(first_tile + group * kScatterTiles + tile) * kTileRows + Lane::of_thread().group + 8 * half;
     if (target >= hidden_size || gate >= num_gates) return {w_hh, 1, 0};
     return {w_hh + (static_cast<int64_t>(gate) * hidden_size + unit) * hidden_size + target, hidden_size,
             hidden_size - unit};
   }
+};
+
+// In a cluster a block multiplies for all tiles.
+struct EveryTile {
+  FASTRNN_DEVICE int operator()(int tile) const { return tile; }
 };
 
 // The parts lie in shared memory as the matrix instructions leave them: who adds them has the lane of those that sent them.
@@ -231,8 +240,8 @@ class ScatterExchange {
         num_groups_(tiling.chunks / chunks_of_group_),
         first_group_(place.rank % num_groups_),
         first_tile_(static_cast<int>(threadIdx.x) / kWarp * num_groups_ * kScatterTiles),
-        weights_({static_cast<const Scalar*>(w_hh), G, hidden_size, first_tile_ * kTileRows, first_unit_, num_units_,
-                  chunks_of_group_ * Op::kChunk, first_group_, num_groups_},
+        weights_({static_cast<const Scalar*>(w_hh), G, hidden_size, first_tile_, first_unit_, num_units_,
+                  chunks_of_group_ * Op::kChunk, first_group_, num_groups_, EveryTile()},
                  0, first_tile_ < num_tiles(hidden_size) ? tiling.chunks : 0, tiling, shared.weights) {}
 
   FASTRNN_DEVICE void start(int turn) { team.start(turn); }
@@ -271,13 +280,7 @@ class ScatterExchange {
   int chunks_of_group_;         // of columns
   int num_groups_, first_group_;
   int first_tile_;  // of the team's units, that the warp multiplies
-  WarpWeights<Op, kScatterTiles, kRegisters / 8 / kScatterTiles, ScatterRows<Scalar>> weights_;
+  WarpWeights<Op, kScatterTiles, kRegisters / 8 / kScatterTiles, ScatterRows<Scalar, EveryTile>> weights_;
 };
-
-// The exchange of a team's backward.
-template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
-using ExchangeOf = std::conditional_t<std::is_same_v<Team<Op, kN>, ClusterTeam<Op, kN>> &&
-                                          scatters_gradients(Cell::kGates, sizeof(typename Op::Element)),
-                                      ScatterExchange<Op, Cell, kN>, GatherExchange<Op, Cell, Team<Op, kN>>>;
 
 }  // namespace fastrnn::cuda

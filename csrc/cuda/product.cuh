@@ -100,37 +100,41 @@ FASTRNN_DEVICE int first_chunk(const Tiling& tiling) {
   return static_cast<int>(threadIdx.x) / kWarp / tiling.unit_warps * tiling.chunks;
 }
 
-// Adds the sums of the warps that share the columns of the same units, in fixed order; the first of them has the result.
-// `partial` is shared memory, [splits - 1, unit_warps, kN * kTiles, 32] of four sums each.
+// Adds the sums of the warps that share the columns of the same rows, in fixed order; the first of them has the result.
+// There are `num_owners` of those. `partial` is shared memory, [splits - 1, num_owners, kN * kTiles, 32] of four sums each.
 template <typename Acc, int kN, int kTiles>
-FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
-  if (tiling.splits == 1) return;
+FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], int splits, int num_owners, Acc* partial) {
+  if (splits == 1) return;
   struct alignas(16) Sums {
     Acc value[4];
   };
   constexpr int kSums = kN * kTiles * kWarp;  // of a warp
-  const int warp = threadIdx.x / kWarp, unit_warp = warp & (tiling.unit_warps - 1);
-  Sums* first = reinterpret_cast<Sums*>(partial) + unit_warp * kSums + threadIdx.x % kWarp;
-  const int stride = tiling.unit_warps * kSums;  // from one split to the next
-  if (warp >= tiling.unit_warps)
+  const int warp = threadIdx.x / kWarp, owner = warp & (num_owners - 1);
+  Sums* first = reinterpret_cast<Sums*>(partial) + owner * kSums + threadIdx.x % kWarp;
+  const int stride = num_owners * kSums;  // from one split to the next
+  if (warp >= num_owners)
     unrolled<kN, kTiles>([&](int n, int tile) {
       const Acc(&own)[4] = sum[n][tile];
-      const int split = warp * tiling.splits / kWarps;  // warp / unit_warps, which takes longer
+      const int split = warp * splits / kWarps;  // warp / num_owners, which takes longer
       first[(split - 1) * stride + (n * kTiles + tile) * kWarp] = {{own[0], own[1], own[2], own[3]}};
     });
   __syncthreads();
-  if (warp >= tiling.unit_warps) return;
+  if (warp >= num_owners) return;
   const auto add = [&]<int kOthers>() {
     unrolled<kOthers, kN, kTiles>([&](int other, int n, int tile) {
       const Sums sums = first[other * stride + (n * kTiles + tile) * kWarp];
       unrolled<4>([&](int i) { sum[n][tile][i] += sums.value[i]; });
     });
   };
-  switch (tiling.splits) {
+  switch (splits) {
     case 2: return add.template operator()<1>();
     case 4: return add.template operator()<3>();
     default: return add.template operator()<kWarps - 1>();
   }
+}
+template <typename Acc, int kN, int kTiles>
+FASTRNN_DEVICE void add_splits(Acc (&sum)[kN][kTiles][4], const Tiling& tiling, Acc* partial) {
+  add_splits(sum, tiling.splits, tiling.unit_warps, partial);
 }
 
 }  // namespace fastrnn::cuda

@@ -54,7 +54,7 @@ DeviceLimits current_device() {
 
 namespace {
 
-// FASTRNN_PLANS: empty, "all", or the name of the only plan.
+// FASTRNN_PLANS: empty, "all", or the only plan (plan.h: PlanRequest::wanted).
 std::string plans_allowed() {
   const char* value = std::getenv("FASTRNN_PLANS");
   return value ? value : "";

@@ -11,6 +11,10 @@
 
 namespace fastrnn::cuda {
 
+inline size_t counter_bytes(const Plan& plan) {
+  return size_t(plan.num_teams) * plan.tiling.cluster_size * kCounters * kCounterBytes;
+}
+
 // `num_rows`: of the operand; `num_sums`: columns of grad_bias, 0 in forward; `records`: norms that are not clipped by.
 template <typename Op>
 Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, int64_t num_rows, int64_t num_sums,
@@ -21,8 +25,12 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
   const int64_t states = shape.directions * shape.batch * shape.hidden_size * sizeof(Acc);
   Workspace workspace{};
   if (plan.team == Team::kStepwise || plan.team == Team::kGrid) {
-    workspace.counters = static_cast<unsigned*>(scratch.take(int64_t{plan.num_teams} * 2 * 128));
-    workspace.exchange = scratch.take(plan.num_teams * 2 * samples * rows * sizeof(typename Op::Element));
+    workspace.counters = static_cast<unsigned*>(scratch.take(counter_bytes(plan)));
+    if (plan.is_two_level()) {
+      workspace.parts = scratch.take(plan.teams_at_once * plan.part_bytes);
+    } else {
+      workspace.exchange = scratch.take(plan.num_teams * 2 * samples * rows * sizeof(typename Op::Element));
+    }
     workspace.carried_h = scratch.take(states);
     workspace.carried_c = scratch.take(states);
     if (num_sums > 0)
@@ -56,7 +64,9 @@ bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), con
                   const DeviceLimits& device, Tiling tiling, const Workspace& workspace) {
   int at_once = plan.num_teams;
   if (plan.team == Team::kGrid) {
-    at_once = resident_blocks(launch_, kernel, device.multiprocessors) / tiling.team_size;
+    at_once = plan.is_two_level() ? std::min(plan.teams_at_once, resident_clusters(launch_, kernel).value_or(0) *
+                                                                     tiling.cluster_size / tiling.team_size)
+                                  : resident_blocks(launch_, kernel, device.multiprocessors) / tiling.team_size;
     if (at_once == 0) return false;
     launch_.cooperative = true;
   }
@@ -84,10 +94,10 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (device.compiled_arch < Shared::kMinArch)
     throw std::logic_error(launch_.what + ": the kernel is empty in code for architecture " +
                            std::to_string(device.compiled_arch));
-  if (plan.team == Team::kCluster) launch_.cluster_size = plan.tiling.team_size;
+  launch_.cluster_size = plan.tiling.cluster_size;
   prepare(launch_, kernel, device.shared_per_block);
   if (plan.team == Team::kCluster && resident_clusters(launch_, kernel).value_or(0) == 0) return false;
-  if (plan.team == Team::kGrid) clear(launch_, workspace.counters, size_t(plan.num_teams) * 2 * 128);
+  if (plan.team == Team::kGrid) clear(launch_, workspace.counters, counter_bytes(plan));
   Tiling tiling = plan.tiling;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;
@@ -155,25 +165,29 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   return true;
 }
 
-// Calls `function` with the team and the number of batch tiles of a plan.
-template <typename Op, typename Function>
+// Calls `function` with the team and the number of batch tiles of a plan. Backward alone has two-level plans.
+template <typename Op, bool kIsBackward, typename Function>
 bool with_team(const Plan& plan, Function function) {
+  constexpr bool kHasClusters = sizeof(typename Op::Element) < 8;
   const auto with_tiles = [&]<template <typename, int> typename Team>() {
     return plan.batch_tiles == 1 ? function.template operator()<Team, 1>() : function.template operator()<Team, 2>();
   };
   switch (plan.team) {
     case Team::kBlock: return function.template operator()<BlockTeam, 1>();
     case Team::kCluster:
-      if constexpr (sizeof(typename Op::Element) < 8) return with_tiles.template operator()<ClusterTeam>();
+      if constexpr (kHasClusters) return with_tiles.template operator()<ClusterTeam>();
       return false;
-    default: return with_tiles.template operator()<GridTeam>();
+    default:
+      if constexpr (kHasClusters && kIsBackward)
+        if (plan.is_two_level()) return with_tiles.template operator()<TwoLevelTeam>();
+      return with_tiles.template operator()<GridTeam>();
   }
 }
 
 template <typename Op, typename Cell>
 bool Recurrence<Op, Cell>::forward(const ForwardParams& params, const Plan& plan, const DeviceLimits& device,
                                    const Run& run) {
-  return with_team<Op>(plan, [&]<template <typename, int> typename Team, int kN>() {
+  return with_team<Op, false>(plan, [&]<template <typename, int> typename Team, int kN>() {
     return forward_by<Op, Cell, Team, kN>(params, plan, device, run);
   });
 }
@@ -181,7 +195,7 @@ bool Recurrence<Op, Cell>::forward(const ForwardParams& params, const Plan& plan
 template <typename Op, typename Cell>
 bool Recurrence<Op, Cell>::backward(const BackwardParams& params, const Plan& plan, const DeviceLimits& device,
                                     const Run& run) {
-  return with_team<Op>(plan, [&]<template <typename, int> typename Team, int kN>() {
+  return with_team<Op, true>(plan, [&]<template <typename, int> typename Team, int kN>() {
     return backward_by<Op, Cell, Team, kN>(params, plan, device, run);
   });
 }

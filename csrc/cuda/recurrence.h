@@ -26,7 +26,7 @@ struct Product {
 
 struct Run {
   cudaStream_t stream;
-  // Empty, or a plan's name, then "+tf32" where float32 products may be tf32.
+  // Empty, or a plan (plan.h: PlanRequest::wanted), then "+tf32" where float32 products may be tf32.
   std::string plan;
   void* workspace;  // scratch, aligned to 256 bytes
   int64_t workspace_bytes;

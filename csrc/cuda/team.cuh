@@ -11,6 +11,8 @@
 //   ClusterTeam  a cluster (cluster.cuh): each row is pushed into the shared memory of every peer, whose barrier counts the bytes
 //   GridTeam     any blocks: rows go through L2. `persistent`: each block raises the team's counter after its rows; else the
 //                boundary between two launches is the barrier, and a launch runs one turn.
+//
+// TwoLevelTeam, of backward alone, is a grid of clusters (two_level.cuh).
 #pragma once
 
 #include "../cells.h"
@@ -20,10 +22,10 @@ namespace fastrnn::cuda {
 
 // Which part of the layer a block has: consecutive blocks are a team. The slices in order, so that the longest start first.
 struct Place {
-  int rank, slice, direction;
+  int rank, slice, direction, team;
   FASTRNN_DEVICE static Place of_block(const Tiling& tiling, int num_directions) {
     const int block = blockIdx.x, team = tiling.first_team + block / tiling.team_size;
-    return {block % tiling.team_size, team / num_directions, team % num_directions};
+    return {block % tiling.team_size, team / num_directions, team % num_directions, team};
   }
 };
 
@@ -44,6 +46,24 @@ class SharedArrays {
   unsigned char* buffer_;
   size_t used_ = 0;
 };
+
+// Counters in L2, by which blocks that run at the same time tell each other that they are ready.
+constexpr int kCounterWords = kCounterBytes / sizeof(unsigned);
+// The barrier makes all stores of the block precede thread 0's release.
+FASTRNN_DEVICE void raise(unsigned* counter) {
+  __syncthreads();
+  if (threadIdx.x == 0) red_release_add(counter, 1);
+}
+// Until each of `blocks` has raised the counter `rounds` times.
+FASTRNN_DEVICE void wait_for(const unsigned* counter, int rounds, int blocks, const char* what) {
+  if (threadIdx.x == 0) {
+    const unsigned all = static_cast<unsigned>(rounds) * static_cast<unsigned>(blocks);
+    Spin spin(what, rounds);
+    // as a difference, so that it may wrap around
+    while (static_cast<int>(load_acquire(counter) - all) < 0) spin.pause();
+  }
+  __syncthreads();
+}
 
 template <typename Op, int kN>
 class TeamBase {
@@ -187,10 +207,10 @@ class GridTeam : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE GridTeam(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place,
                           const Workspace& workspace)
       : Base(num_rows), shared_(shared), tiling_(tiling), place_(place) {
-    const int64_t team = place.direction * tiling.num_slices + place.slice;
+    const int64_t team = place.team;
     exchange_ = static_cast<Element*>(workspace.exchange) + team * 2 * kN * this->rows_ * kTileBatch;
     norms_ = workspace.norms + team * 2 * tiling.team_size * Base::kSamples;
-    counters_ = workspace.counters + team * 2 * kCounterWords;
+    counters_ = workspace.counters + team * kCounters * kCounterWords;
   }
 
   template <typename Value>
@@ -203,7 +223,7 @@ class GridTeam : public TeamBase<Op, kN_> {
       __syncthreads();
       return shared_.x;
     }
-    if (tiling_.persistent) wait_for(counters_, turn - started_, "its operand");
+    if (tiling_.persistent) wait_for(counters_, turn - started_, tiling_.team_size, "its operand");
     constexpr int kParts = kTileBatch * sizeof(Element) / 16;  // 16-byte copies a row
     for (int i = threadIdx.x; i < kN * this->rows_ * kParts; i += kThreads) {
       const int row = i / kParts, n = row / this->rows_, k = row % this->rows_;
@@ -234,31 +254,14 @@ class GridTeam : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE void sum(int turn, double (&value)[kN][2]) {
     store_part(turn, value);
     raise(counters_ + kCounterWords);
-    wait_for(counters_ + kCounterWords, ++sums_, "a sum");
+    wait_for(counters_ + kCounterWords, ++sums_, tiling_.team_size, "a sum");
     load_total(turn, value);
   }
   FASTRNN_DEVICE void finish() {}
 
  private:
-  static constexpr int kCounterWords = 32;  // a cache line each
-
   FASTRNN_DEVICE Element* buffer(int turn) const { return exchange_ + turn % 2 * kN * this->rows_ * kTileBatch; }
   FASTRNN_DEVICE double* parts(int turn) const { return norms_ + turn % 2 * tiling_.team_size * Base::kSamples; }
-
-  // The barrier makes all stores of the block precede thread 0's release.
-  FASTRNN_DEVICE void raise(unsigned* counter) {
-    __syncthreads();
-    if (threadIdx.x == 0) red_release_add(counter, 1);
-  }
-  FASTRNN_DEVICE void wait_for(const unsigned* counter, int rounds, const char* what) {
-    if (threadIdx.x == 0) {
-      const unsigned all = static_cast<unsigned>(rounds) * static_cast<unsigned>(tiling_.team_size);
-      Spin spin(what, rounds);
-      // as a difference, so that it may wrap around
-      while (static_cast<int>(load_acquire(counter) - all) < 0) spin.pause();
-    }
-    __syncthreads();
-  }
 
   Shared shared_;
   const Tiling& tiling_;

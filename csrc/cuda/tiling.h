@@ -26,20 +26,30 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
   return batch_tiles == 1 ? 96 : 32;
 }
 
+// The same where the team is a grid of clusters.
+constexpr int two_level_registers(int batch_tiles, int gates) { return batch_tiles == 1 ? 80 : gates == 4 ? 16 : 48; }
+constexpr int kMaxTeamClusters = 16;  // of such a team
+
 struct Tiling {
-  int team_size;   // blocks that hold the weights of one direction together, for one slice of the batch
-  int num_slices;  // of the batch, kTileBatch * kN samples each
-  int first_team;  // of this launch, in the order slice, direction
-  int unit_warps;  // warps that own different units; unit_warps * splits = kWarps
-  int splits;      // warps that share the columns of the weights of the same units
+  int team_size;     // blocks that hold the weights of one direction together, for one slice of the batch
+  int cluster_size;  // blocks of the team that are a cluster together; 1: none are
+  int num_slices;    // of the batch, kTileBatch * kN samples each
+  int first_team;    // of this launch, in the order slice, direction
+  int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
+  int splits;        // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
+  // Two-level (two_level.cuh): clusters of the team; warps that multiply different tiles, of which `splits` share the columns.
+  int num_clusters, tile_warps;
   // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
   // gradient of the initial state.
   int begin, end;
   bool persistent;  // the blocks of a team wait for each other, else each launch runs one step
   Phase phase;
 };
+
+constexpr int kCounterBytes = 128;  // a cache line each
+constexpr int kCounters = 2;  // one for the operand, one for sums; two-level, of the blocks of a row (two_level.cuh)
 
 // What backward leaves of a norm that is recorded and nothing else: over the units of each warp, 16 of them, the sum of squares
 // of each sample of a slice at each of its steps that exists. About H / 2 bytes a step and sample.
@@ -56,13 +66,14 @@ struct OrderedSample {
 // Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
 struct Workspace {
   void* exchange;   // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* parts;      // acc [teams at once, 2, team, tiles of a block, kN, 32, 4]  of dh (two_level.cuh)
   void* carried_h;  // acc [D, B, H]               between launches
   void* carried_c;  // acc [D, B, H]
   double* norms;    // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient that is clipped
   SquareSums sums;
   OrderedSample* order;  // [B]                       by falling length; nullptr: the batch's own order
   void* bias;            // acc [S, D, columns]         partial sums of grad_bias
-  unsigned* counters;    // [D, S, 2, 32]               how many blocks have published, one cache line each
+  unsigned* counters;    // [teams, cluster, kCounters, 32]  how many blocks have published
 };
 
 }  // namespace fastrnn::cuda

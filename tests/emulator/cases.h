@@ -63,12 +63,15 @@ inline std::vector<Case> cases(const std::string& selection) {
     scattered = scattered * 1664525 + 1013904223;
     return (scattered >> 16) % choices;
   };
+  // Two clusters or three, the last with a block without units.
+  const std::string kTwoLevel = "grid:cluster=2";
   const auto add = [&](const Number& number, const std::string& plan, CellKind cell) {
     Case c{.cell = cell, .scalar = number.scalar, .plan = plan + number.suffix};
     const uint32_t layout = choose(3), site = choose(3), clip = choose(3);
     c.batch = plan == "block" ? 3 : plan == "matmul" ? 5 : choose(3) == 0 ? 17 : 5;
     // Units of several blocks, but for `block` itself; never a multiple of anything.
     c.hidden_size = plan == "matmul" ? 7 : plan == "block" ? 13 : choose(2) ? 21 : 37;
+    if (plan == kTwoLevel && c.hidden_size == 21) c.hidden_size = 69;
     c.directions = 1 + choose(2);
     c.ragged = layout == 1;
     c.packed = layout == 2;
@@ -77,8 +80,8 @@ inline std::vector<Case> cases(const std::string& selection) {
     c.site = site == 0 ? ' ' : site == 1 || cell == kRnnTanh || cell == kRnnRelu ? 's' : 'c';
     c.clip = static_cast<ClipMode>(clip);
     c.records = (layout + clip) % 3 > 0;
-    // The cluster plan has no kernels for double. Where relu's slope jumps, rounding decides.
-    if (plan == "cluster" && number.scalar == kDouble) return;
+    // The plans with clusters have no kernels for double. Where relu's slope jumps, rounding decides.
+    if ((plan == "cluster" || plan == kTwoLevel) && number.scalar == kDouble) return;
     if (plan == "matmul" && number.suffix[0] != '\0') return;  // its products are not ours
     if (cell == kRnnRelu && number.scalar != kFloat && number.scalar != kDouble) return;
     result.push_back(c);
@@ -87,6 +90,55 @@ inline std::vector<Case> cases(const std::string& selection) {
     for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
       for (const std::string plan : {"block", "stepwise", "grid", "cluster", "matmul"})
         for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, plan, cell);
+  for (const Number& number : numbers)
+    for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
+      for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, kTwoLevel, cell);
+  // No norm, after whose exchange nobody is a turn behind, and turns enough for both parities to come again.
+  for (const CellKind cell : {kLstm, kGru, kRnnTanh})
+    result.push_back({.cell = cell,
+                      .plan = kTwoLevel,
+                      .steps = 6,
+                      .batch = 3,
+                      .hidden_size = 37,
+                      .ragged = cell == kGru,
+                      .clip = ClipMode::kValue});
+  // More teams than run at once, of 8 and of 16 samples.
+  result.push_back({.cell = kLstm,
+                    .plan = "grid:samples=8,cluster=2",
+                    .steps = 4,
+                    .batch = 42,
+                    .hidden_size = 37,
+                    .site = 's',
+                    .clip = ClipMode::kNorm,
+                    .device = "small"});
+  for (const ScalarKind scalar : {kFloat, kHalf})
+    for (const CellKind cell : {kLstm, kGru, kRnnTanh}) {
+      if (scalar != kFloat && selection == "few") continue;
+      result.push_back({.cell = cell,
+                        .scalar = scalar,
+                        .plan = "grid:samples=16,cluster=2",
+                        .steps = 5,
+                        .batch = 20,
+                        .hidden_size = 40,
+                        .directions = 2,
+                        .ragged = cell == kLstm,
+                        .packed = cell == kGru,
+                        .clip = cell == kGru ? ClipMode::kNorm : ClipMode::kValue,
+                        .device = "small"});
+    }
+  // Warps that share the columns two by two; warps of several groups of tiles, of one each.
+  result.push_back({.cell = kLstm,
+                    .plan = "grid:blocks=12,cluster=4",
+                    .steps = 4,
+                    .batch = 3,
+                    .hidden_size = 330,
+                    .clip = ClipMode::kValue});
+  result.push_back({.cell = kGru,
+                    .plan = "grid:blocks=6,cluster=2",
+                    .steps = 3,
+                    .batch = 3,
+                    .hidden_size = 700,
+                    .clip = ClipMode::kValue});
   for (const ClipMode clip : {ClipMode::kNone, ClipMode::kNorm, ClipMode::kValue})
     result.push_back({.cell = kLstm,
                       .plan = "matmul",

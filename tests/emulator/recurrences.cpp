@@ -117,7 +117,8 @@ int64_t workspace_bytes(const Shape& shape, bool backward, bool records) {
   const int64_t G = num_gates(shape.cell), slices = (shape.batch + 7) / 8, samples = 8 * (slices + 1);
   const int64_t D = shape.directions, H = shape.hidden_size, rows = (backward ? G : 1) * H + 32, width = 8;
   int64_t bytes =
-      slices * D * 2 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width + shape.batch * 8;
+      slices * D * 2 * 16 * 128 + D * samples * 2 * rows * width + 2 * D * shape.batch * H * width + shape.batch * 8;
+  if (backward) bytes += D * samples * 144 * H;
   if (backward) bytes += D * samples * 2 * ((H + 7) / 8) * 8 + slices * D * (G + 1) * H * width;
   if (records) bytes += D * samples * shape.steps * ((H + 15) / 16) * 8;
   const int64_t by_matmul = D * shape.batch * H * width * ((backward ? 2 * G + 4 : G + 3) + 2);

@@ -36,9 +36,9 @@ unsigned num_threads;                    // of a block
 unsigned num_running;                    // clusters
 
 std::vector<Fiber*> ready, spinning;
-// In some launches one block of several, or one warp of each block, is late: it runs where nobody else can.
+// In some launches one block of several, one warp of each block or one cluster of two is late: it runs where nobody else can.
 std::vector<Fiber*> late;
-enum class Late { kNone, kBlocks, kWarps } who_is_late;
+enum class Late { kNone, kBlocks, kWarps, kClusters } who_is_late;
 unsigned late_index, late_of;
 unsigned jump;     // one choice in so many is at random, the others take who came last
 unsigned landing;  // at one choice in so many a copy lands
@@ -104,6 +104,7 @@ Fiber& take(std::vector<Fiber*>& from, size_t index) {
 
 bool is_late(const Fiber& fiber) {
   if (who_is_late == Late::kBlocks) return fiber.block->index.x % late_of == late_index;
+  if (who_is_late == Late::kClusters) return fiber.block->index.x / fiber.block->cluster->size % late_of == late_index;
   return who_is_late == Late::kWarps && fiber.warp == &fiber.block->warps[late_index];
 }
 
@@ -302,6 +303,11 @@ void run(const Launch& launch) {
   const unsigned num_clusters = gridDim.x * gridDim.y * gridDim.z / launch.cluster_size;
   const unsigned usual = std::max(1u, kUsualThreads / (num_threads * launch.cluster_size));
   late_of = launch.cluster_size > 1 ? launch.cluster_size : 2;
+  // Blocks of clusters that do not wait for each other are late as they are.
+  if (lateness % 4 == 3 && launch.cluster_size > 1 && launch.all_resident) {
+    who_is_late = Late::kClusters;
+    late_of = 2;
+  }
   if (who_is_late == Late::kWarps) late_of = (num_threads + kWarpSize - 1) / kWarpSize;
   late_index = lateness / 4 % late_of;
   num_running = launch.all_resident ? num_clusters : std::min(num_clusters, usual);

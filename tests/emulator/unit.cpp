@@ -33,6 +33,8 @@ void refusals() {
   expect(try_launch({16, 32, 0, 16}, small, 0) == cudaSuccess, "16 blocks with it");
   is(try_launch({133, 32, 200 << 10, 1, true}, small, 0), cudaErrorCooperativeLaunchTooLarge, "one block too many");
   expect(try_launch({132, 32, 200 << 10, 1, true}, small, 0) == cudaSuccess, "as many blocks as fit");
+  is(try_launch({144, 32, 200 << 10, 16, true}, small, 0), cudaErrorCooperativeLaunchTooLarge, "one cluster too many");
+  expect(try_launch({128, 32, 200 << 10, 16, true}, small, 0) == cudaSuccess, "as many clusters as fit");
   int clusters = 0, blocks = 0;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -83,6 +85,7 @@ const std::map<std::string, std::function<void()>> tests = {
     {"tiles", tiles},
     {"copies", copies<true>},
     {"grid_barriers", grid_barriers<true>},
+    {"grid_barriers_of_clusters", grid_barriers<true, 2>},
     {"ring", [] { ring({}); }},
     {"refusals", refusals},
     {"speed", speed},

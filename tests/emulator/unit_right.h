@@ -188,7 +188,7 @@ __global__ inline void rounds_of_all(unsigned* counter, int* values, int rounds)
   }
 }
 
-template <bool kWaits>
+template <bool kWaits, unsigned kCluster = 1>
 void grid_barriers() {
   constexpr int kBlocks = 6, kRounds = 5;
   std::vector<int> values((kRounds + 1) * kBlocks, -1000), expected(values);
@@ -200,7 +200,7 @@ void grid_barriers() {
         expected[(round + 1) * kBlocks + block] += expected[round * kBlocks + other];
     }
   unsigned counter = 0;
-  launch({kBlocks, 64, 0, 1, true}, rounds_of_all<kWaits>, &counter, values.data(), kRounds);
+  launch({kBlocks, 64, 0, kCluster, true}, rounds_of_all<kWaits>, &counter, values.data(), kRounds);
   expect(values == expected, "sums over the grid");
 }
 
