@@ -383,7 +383,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
     for (int size : {2, 4, 8, 16})
       for (int unit_warps = 1; unit_warps <= kWarps; unit_warps *= 2)
-        if (request.backward && !is_double && size <= device.max_cluster_size())
+        if (request.backward && !is_double && size <= device.max_cluster_size() &&
+            device.compiled_arch >= cuda::kClusterMinArch)
           candidates.push_back({Team::kGrid, tiles, 0, size, unit_warps});
   }
   if (device.max_cluster_size() == 0)
