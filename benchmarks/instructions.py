@@ -2,8 +2,8 @@
 
     python -m benchmarks.instructions LIBRARY --out benchmarks/results/instructions.md
 
-For the kernels of the tensor cores whose blocks exchange h (teams cluster and grid) it finds the loop over the steps: the outermost
-one with matrix instructions. Within it, chunks of weights in registers are written out one after another, with an exit where a
+For the kernels of the tensor cores whose blocks exchange h (teams cluster and grid, and two-level, a grid of clusters) it finds the
+loop over the steps: the outermost one with matrix instructions. Within it, chunks of weights in registers are written out one after another, with an exit where a
 warp's share ends; chunks in shared memory, and those read from memory, have a loop each. In a reduce-scatter every chunk is
 followed by the pushes of its tiles' sums, which run after the last chunk of a group of tiles; where h or gate gradients are
 gathered, pushes stand in loops over the peers. Counts are of the code, so that of two sides of a branch both count; how often a
@@ -56,7 +56,7 @@ GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 
 _NAME = re.compile(
     r"recurrence_(?P<pass>forward|backward)<Tensor<(?:HalfNumber<(?P<half>\w+)> ?|Tf32Number)>, (?P<cell>\w+)Cell, "
-    r"(?P<team>Cluster|Grid)Team, (?P<tiles>\d+)"
+    r"(?P<team>Cluster|Grid|TwoLevel)Team, (?P<tiles>\d+)"
 )
 
 
@@ -159,9 +159,8 @@ class Name(NamedTuple):
         if match is None or match["half"] == "__half" or len(kernel.instructions) < 64:
             return None
         arithmetic = "bfloat16" if match["half"] else "tf32"
-        return cls(
-            kernel.arch, match["pass"], arithmetic, match["cell"].upper(), match["team"].lower(), int(match["tiles"])
-        )
+        team = {"Cluster": "cluster", "Grid": "grid", "TwoLevel": "two-level"}[match["team"]]
+        return cls(kernel.arch, match["pass"], arithmetic, match["cell"].upper(), team, int(match["tiles"]))
 
     def __str__(self) -> str:
         return f"{self.arch} | {self.team} | {self.direction} | {self.cell} | {self.arithmetic} | {self.batch_tiles * SAMPLES}"
@@ -177,8 +176,12 @@ class Name(NamedTuple):
             cell=CELLS[self.cell], scalar=scalar, steps=STEPS, batch=self.batch_tiles * SAMPLES, hidden_size=HIDDEN_SIZE,
             state_size=HIDDEN_SIZE, backward=self.direction == "backward", allows_tf32=tf32, all_plans=True,
         )  # fmt: skip
-        plans = _C.all_plans(request, DEVICES[self.device])
-        return next((p for p in plans if (p["team"], p["samples"]) == (self.team, self.batch_tiles * SAMPLES)), None)
+        for plan in _C.all_plans(request, DEVICES[self.device]):
+            is_two_level = plan["team"] == "grid" and plan["cluster_size"] > 1
+            team = "two-level" if is_two_level else plan["team"]
+            if (team, plan["samples"]) == (self.team, self.batch_tiles * SAMPLES):
+                return plan
+        return None
 
 
 HEADER = "arch | team | pass | cell | arithmetic | samples"
@@ -199,7 +202,7 @@ def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
     of_instruction = WEIGHT_ROWS * COLUMNS[name.arithmetic]
     least = rows * columns * name.batch_tiles / (of_instruction * plan["team_size"] * WARPS)
     of_warps = plan["team_size"] * plan["unit_warps"] * WEIGHT_ROWS
-    tiles = SCATTER_TILES if plan["scatters"] else math.ceil(rows / of_warps)  # of weight rows, in a warp's chunk
+    tiles = SCATTER_TILES if plan["scatters"] or name.team == "two-level" else math.ceil(rows / of_warps)  # of weight rows, in a warp's chunk
     expected = plan["chunks"] * tiles * name.batch_tiles * 2  # a chunk has the columns of two instructions
     in_registers = min(plan["chunks"] - plan["shared_chunks"], step.register_chunks)
     streamed = plan["chunks"] - plan["shared_chunks"] - in_registers
@@ -311,7 +314,7 @@ def markdown(steps: dict[Name, Step]) -> str:
     ]
     return f"""# Instructions of a step
 
-Read from the machine code by benchmarks/instructions.py; nothing was measured. Tensor-core kernels of the teams cluster and grid;
+Read from the machine code by benchmarks/instructions.py; nothing was measured. Tensor-core kernels of the teams cluster, grid and two-level (a grid of clusters);
 float16 has bfloat16's code but for single instructions. `samples`: that a team takes at once.
 
 ## Against the plan

@@ -38,7 +38,7 @@ __device__ __forceinline__ float approximate_reciprocal(float x);
 #endif
 
 // On the device without what expf and a division do for arguments that do not occur here: off by less than 2^-22, and by less than
-// (4 + |x|) 2^-23 of the result.
+// (4 + |x|) 2^-23 of the result, which is 0 where it would be below 2^-126.
 FASTRNN_HD float sigmoid(float x) {
 #if defined(__CUDA_ARCH__)
   constexpr float kLog2OfE = 1.4426950408889634f;

@@ -105,8 +105,10 @@ def _workspace(
     # the exchange; or, two-level, parts of dh: of all teams, or of those of a launch (csrc/plan.cpp: kPartsBytes)
     exchange = num_directions * samples * 2 * rows * element
     # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
-    parts = 2 * 18 * hidden_size * 4 if backward else 0
+    parts = 2 * 18 * hidden_size * 4
     at_once = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
+    if backward and acc == 4:
+        exchange = torch.sym_max(exchange, at_once)
     by_team += 2 * num_directions * batch * hidden_size * acc  # carried state
     by_team += batch * 8  # order of the samples
     if backward:
@@ -116,9 +118,7 @@ def _workspace(
     # Of the plan "matmul": operand, product, state, and the same of a projection; in backward grad_bias of each sample.
     numbers = (num_gates + 1) * element + ((num_gates + 5) if backward else (num_gates + 3)) * acc
     by_matmul = num_directions * batch * hidden_size * numbers
-    num_bytes = 9 * 256 + torch.sym_max(
-        by_team + torch.sym_max(exchange, at_once), by_matmul
-    )  # each part begins at a multiple of 256
+    num_bytes = 9 * 256 + torch.sym_max(by_team + exchange, by_matmul)  # each part begins at a multiple of 256
     return h0.new_empty(num_bytes, dtype=torch.uint8)
 
 

@@ -138,9 +138,9 @@ inline int64_t piece_bytes() {
   return bytes;
 }
 
-template <int kVectors, typename Ahead, typename Factor>
-void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
-                   typename AccOf<Factor>::type* out) {
+template <typename Ahead, int kVectors, typename Factor>
+FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
+                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
@@ -163,15 +163,15 @@ void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_row
   } while (k < num_k);
 }
 
-template <typename Ahead, typename Factor>
-FASTRNN_INLINE void product_by_width(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                     const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
-  switch (num_vectors) {
-    case 1: return product_panel<1, Ahead>(a, a_stride, num_rows, panel, num_k, out);
-    case 2: return product_panel<2, Ahead>(a, a_stride, num_rows, panel, num_k, out);
-    case 3: return product_panel<3, Ahead>(a, a_stride, num_rows, panel, num_k, out);
-    case 4: return product_panel<4, Ahead>(a, a_stride, num_rows, panel, num_k, out);
-  }
+template <int kVectors, typename Factor>
+void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
+                   typename AccOf<Factor>::type* out, bool fetches_ahead) {
+  // A step of k fetches one cache line: few tiles would not fetch all, and are not what a piece is kept for.
+  constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
+  if (fetches_ahead && num_rows > (kLines - 1) * tile_rows(kVectors))
+    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
+  else
+    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
 }
 
 // out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
@@ -180,10 +180,12 @@ template <typename Factor>
 __attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
                                        const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
                                        bool fetches_ahead) {
-  if (fetches_ahead)
-    product_by_width<PieceAhead>(num_vectors, a, a_stride, num_rows, panel, num_k, out);
-  else
-    product_by_width<NothingAhead>(num_vectors, a, a_stride, num_rows, panel, num_k, out);
+  switch (num_vectors) {
+    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+  }
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -164,7 +164,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   };
   if (tiling.begin == 0) {
     team.start(0, [&](int k, int sample) {
-      const int b = rows.sample_at(place.slice * Team::kSamples + sample, workspace.order).index;
+      const int b = rows.index_at(place.slice * Team::kSamples + sample, workspace.order);
       if (b >= B) return Op::operand(0);
       return operand(load(at<Scalar>(p.h0, state_at(b, k))), masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1));
     });

@@ -106,8 +106,9 @@ bool with_recurrence(const Params& params, const Plan& plan, Function function) 
 // The plans in the order they are tried: what cannot run here after all (no cluster of that size fits, no team is resident) is passed
 // over.
 std::vector<Plan> plans_for(const PlanRequest& request, const DeviceLimits& device) {
-  if (!request.wanted.empty()) make_plan(request, device);  // says why there is none
-  return all_plans(request, device);
+  std::vector<Plan> plans = all_plans(request, device);
+  if (plans.empty()) make_plan(request, device);  // says why there is none
+  return plans;
 }
 
 template <typename Params, typename Matmul, typename Function>

@@ -62,6 +62,7 @@ void order_samples(Launch launch_, const Params& params, const Plan& plan, Scrat
 template <typename Params>
 bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
                   const DeviceLimits& device, Tiling tiling, const Workspace& workspace) {
+  if (plan.num_teams == 0) return true;
   int at_once = plan.num_teams;
   if (plan.team == Team::kGrid) {
     at_once = plan.is_two_level() ? std::min(plan.teams_at_once, resident_clusters(launch_, kernel).value_or(0) *

@@ -42,6 +42,10 @@ struct Rows {
     return order ? order[place] : OrderedSample{place, static_cast<int>(length(place))};
   }
 
+  FASTRNN_DEVICE int index_at(int place, const OrderedSample* order) const {
+    return order && place < batch ? order[place].index : place;
+  }
+
   FASTRNN_DEVICE int64_t row(int64_t step, int64_t sample) const {
     return offsets ? offsets[step] + sample : step * batch + sample;
   }

@@ -65,11 +65,11 @@ struct OrderedSample {
 
 // Scratch of one call, cut out of one buffer. S slices, at most those of kTileBatch samples; E bytes an element.
 struct Workspace {
-  void* exchange;   // [D, S, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
+  void* exchange;   // [S, D, 2, kN, K padded, 8]  the operand, by parity of the turn (team: grid)
   void* parts;      // acc [teams at once, 2, team, tiles of a block, kN, 32, 4]  of dh (two_level.cuh)
   void* carried_h;  // acc [D, B, H]               between launches
   void* carried_c;  // acc [D, B, H]
-  double* norms;    // [D, S, 2, team, 8 * kN]     partial squares of the recurrent gradient that is clipped
+  double* norms;    // [S, D, 2, team, 8 * kN]     partial squares of the recurrent gradient that is clipped
   SquareSums sums;
   OrderedSample* order;  // [B]                       by falling length; nullptr: the batch's own order
   void* bias;            // acc [S, D, columns]         partial sums of grad_bias
