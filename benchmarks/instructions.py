@@ -202,7 +202,9 @@ def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
     of_instruction = WEIGHT_ROWS * COLUMNS[name.arithmetic]
     least = rows * columns * name.batch_tiles / (of_instruction * plan["team_size"] * WARPS)
     of_warps = plan["team_size"] * plan["unit_warps"] * WEIGHT_ROWS
-    tiles = SCATTER_TILES if plan["scatters"] or name.team == "two-level" else math.ceil(rows / of_warps)  # of weight rows, in a warp's chunk
+    tiles = (
+        SCATTER_TILES if plan["scatters"] or name.team == "two-level" else math.ceil(rows / of_warps)
+    )  # of weight rows, in a warp's chunk
     expected = plan["chunks"] * tiles * name.batch_tiles * 2  # a chunk has the columns of two instructions
     in_registers = min(plan["chunks"] - plan["shared_chunks"], step.register_chunks)
     streamed = plan["chunks"] - plan["shared_chunks"] - in_registers

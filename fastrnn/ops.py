@@ -103,7 +103,7 @@ def _workspace(
     rows = (num_gates if backward else 1) * hidden_size + 32
     by_team = slices * num_directions * 2 * 16 * 128  # counters
     # the exchange; or, two-level, parts of dh: of all teams, or of those of a launch (csrc/plan.cpp: kPartsBytes)
-    exchange = num_directions * samples * 2 * rows * element
+    exchange: int | torch.SymInt = num_directions * samples * 2 * rows * element
     # of a sample, by parity of the turn: 16 clusters have parts for all units, of which there are 18 / 16 with those that fill up
     parts = 2 * 18 * hidden_size * 4
     at_once = torch.sym_min(num_directions * samples * parts, torch.sym_max(16 * parts, 16 << 20))
