@@ -84,14 +84,14 @@ KernelFacts kernel_of(const PlanRequest& request, const Candidate& candidate, co
     registers = cuda::scatter_registers(batch_tiles, gates);
   } else if (candidate.is_two_level()) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the cluster's units
-    registers = cuda::two_level_registers(batch_tiles, gates);
+    registers = cuda::two_level_registers(batch_tiles);
   } else if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
     registers = batch_tiles == 1 ? 48 : 0;
   } else {
     const int groups = lstm && team == Team::kBlock ? 2 : 1;
     facts = {request.shape.hidden_size, groups * (lstm ? 8 : 16), groups * (lstm ? 2 : gates), 0};
-    registers = batch_tiles == 1 ? 112 : 80;
+    registers = cuda::forward_registers(batch_tiles, gates);
   }
   if (operand.in_registers) facts.register_chunks = registers / 8 / facts.tiles;
   return facts;
@@ -383,8 +383,8 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
     for (int size : {2, 4, 8, 16})
       for (int unit_warps = 1; unit_warps <= kWarps; unit_warps *= 2)
-        if (request.backward && !is_double && size <= device.max_cluster_size() &&
-            device.compiled_arch >= cuda::kClusterMinArch)
+        if (request.backward && !is_double && tiles <= cuda::max_two_level_tiles(num_gates(request.shape.cell)) &&
+            size <= device.max_cluster_size() && device.compiled_arch >= cuda::kClusterMinArch)
           candidates.push_back({Team::kGrid, tiles, 0, size, unit_warps});
   }
   if (device.max_cluster_size() == 0)

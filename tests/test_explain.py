@@ -73,15 +73,15 @@ def test_code_for_older_architectures_has_no_plan_that_it_cannot_run(monkeypatch
 @needs_emulated
 def test_clusters_of_a_grid_are_explained(monkeypatch):
     rnn, x = fastrnn.LSTM(3, 1024, dtype=torch.bfloat16), torch.zeros(9, 64, 3, dtype=torch.bfloat16)
-    for allowed in ("grid", "grid:blocks=64,samples=16,cluster=8", "all"):
+    for allowed in ("grid", "grid:blocks=64,samples=8,cluster=8", "all"):
         monkeypatch.setenv("FASTRNN_PLANS", allowed)
         with fastrnn.backend("emulated"):
             forward, backward = (
                 line for line in fastrnn.explain(rnn, x).split("\n") if line.startswith(("forward", "backward"))
             )
         assert "grid, " in forward and "clusters" not in forward
-        if allowed == "grid:blocks=64,samples=16,cluster=8":
-            assert "grid, 16-bit tensor cores, 4 teams of 64 blocks in clusters of 8 for 16 samples each, " in backward
+        if allowed == "grid:blocks=64,samples=8,cluster=8":
+            assert "grid, 16-bit tensor cores, 8 teams of 64 blocks in clusters of 8 for 8 samples each, " in backward
         assert ", two-level exchange of " in backward
 
 

@@ -288,8 +288,8 @@ def test_backward_of_large_layers_exchanges_in_two_levels(cell, scalar, options)
 
 def test_a_two_level_exchange_is_of_the_gates_of_a_cluster_and_the_sums_of_a_row():
     for cluster in (4, 8, 16):
-        plan = _C.plan(two_level(wanted=f"grid:blocks=64,samples=16,cluster={cluster}"), device("H100"))
-        gathered, added = 4 * cluster * 16 * 16 * 2, 1024 // cluster * 16 * 4
+        plan = _C.plan(two_level("gru", wanted=f"grid:blocks=64,samples=16,cluster={cluster}"), device("H100"))
+        gathered, added = 3 * cluster * 16 * 16 * 2, 1024 // cluster * 16 * 4
         assert plan["exchange_bytes"] == gathered + added
 
 
@@ -322,7 +322,7 @@ def test_a_forced_grid_is_the_best_with_or_without_clusters():
 
 def test_two_level_teams_run_in_as_many_rounds_as_there_is_room_for_their_clusters():
     resident = clusters(16, 16, 16, 16, 16, 16, 16, 18, 18)
-    wanted = two_level(wanted="grid:blocks=64,samples=16,cluster=8")
+    wanted = two_level("gru", wanted="grid:blocks=64,samples=16,cluster=8")
     plan = _C.plan(wanted, limits(resident))
     assert plan["num_teams"] == 2 and resident[7] == 16
     fewer = _C.plan(wanted, limits([*resident[:7], 15, *resident[8:]]))

@@ -231,11 +231,11 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
         });
         unrolled<G>([&](int g) { exchange.publish(turn + 1, n, g, unit_of(v), operand[0][g], operand[1][g]); });
       });
-    exchange.published(turn + 1);
-
     if (leaves_squares)  // for the record alone nobody waits
       Exchange::Team::store_sums_of_warp(squares,
                                          squares_at(workspace.sums, d, place.slice, step, first_unit / kTileRows));
+    exchange.published(turn + 1);
+
     for_own([&](int n, int v, int j) {
       if (!is_live(n, j)) return;
       const int unit = unit_of(v);

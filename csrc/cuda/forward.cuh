@@ -53,10 +53,6 @@ struct ForwardRows {
   }
 };
 
-// Registers of a thread that hold weights: what the rest of the kernel leaves free.
-template <int kN>
-constexpr int kForwardRegisters = kN == 1 ? 112 : 80;
-
 template <typename Op, typename Cell, typename Team, int kGroups>
 struct ForwardShared {
   static constexpr int kTiles = kGroups * GateTiles<Cell>::kTiles, kMinArch = Team::kMinArch;
@@ -120,7 +116,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   const ThreadSamples<kN> samples(rows, workspace.order, place.slice);
 
   const ForwardRows<Scalar, Cell> weight_rows{static_cast<const Scalar*>(p.w_hh[d]), H, first_unit};
-  const WarpWeights<Op, kTiles, kForwardRegisters<kN> / 8 / kTiles, ForwardRows<Scalar, Cell>> weights(
+  const WarpWeights<Op, kTiles, forward_registers(kN, G) / 8 / kTiles, ForwardRows<Scalar, Cell>> weights(
       weight_rows, first_chunk(tiling), Team::num_chunks(H), tiling, shared.weights);
 
   const auto unit_of = [&](int v) {

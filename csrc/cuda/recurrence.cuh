@@ -166,8 +166,9 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   return true;
 }
 
-// Calls `function` with the team and the number of batch tiles of a plan. Backward alone has two-level plans.
-template <typename Op, bool kIsBackward, typename Function>
+// Calls `function` with the team and the number of batch tiles of a plan. `kTwoLevelTiles`: the most of a two-level plan,
+// which backward alone has.
+template <typename Op, int kTwoLevelTiles, typename Function>
 bool with_team(const Plan& plan, Function function) {
   constexpr bool kHasClusters = sizeof(typename Op::Element) < 8;
   const auto with_tiles = [&]<template <typename, int> typename Team>() {
@@ -179,7 +180,9 @@ bool with_team(const Plan& plan, Function function) {
       if constexpr (kHasClusters) return with_tiles.template operator()<ClusterTeam>();
       return false;
     default:
-      if constexpr (kHasClusters && kIsBackward)
+      if constexpr (kHasClusters && kTwoLevelTiles == 1)
+        if (plan.is_two_level()) return function.template operator()<TwoLevelTeam, 1>();
+      if constexpr (kHasClusters && kTwoLevelTiles == 2)
         if (plan.is_two_level()) return with_tiles.template operator()<TwoLevelTeam>();
       return with_tiles.template operator()<GridTeam>();
   }
@@ -188,7 +191,7 @@ bool with_team(const Plan& plan, Function function) {
 template <typename Op, typename Cell>
 bool Recurrence<Op, Cell>::forward(const ForwardParams& params, const Plan& plan, const DeviceLimits& device,
                                    const Run& run) {
-  return with_team<Op, false>(plan, [&]<template <typename, int> typename Team, int kN>() {
+  return with_team<Op, 0>(plan, [&]<template <typename, int> typename Team, int kN>() {
     return forward_by<Op, Cell, Team, kN>(params, plan, device, run);
   });
 }
@@ -196,7 +199,7 @@ bool Recurrence<Op, Cell>::forward(const ForwardParams& params, const Plan& plan
 template <typename Op, typename Cell>
 bool Recurrence<Op, Cell>::backward(const BackwardParams& params, const Plan& plan, const DeviceLimits& device,
                                     const Run& run) {
-  return with_team<Op, true>(plan, [&]<template <typename, int> typename Team, int kN>() {
+  return with_team<Op, max_two_level_tiles(Cell::kGates)>(plan, [&]<template <typename, int> typename Team, int kN>() {
     return backward_by<Op, Cell, Team, kN>(params, plan, device, run);
   });
 }

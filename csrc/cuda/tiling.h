@@ -16,18 +16,26 @@ constexpr int kMinArch = 80, kClusterMinArch = 90;  // what the teams' instructi
 // What backward does in a launch of one step whose gradient norm all blocks have to know before the cell can run.
 enum class Phase : int { kWhole = 0, kUntilNorm = 1, kFromNorm = 2 };
 
+// Registers of a thread that hold weights in forward: what the rest of the kernel leaves free.
+constexpr int forward_registers(int batch_tiles, int gates) {
+  if (batch_tiles == 1) return 112;
+  return gates == 3 ? 64 : 80;
+}
+
 // In backward, the cluster team: how the gate gradients become the recurrent gradient (exchange.cuh). An all-gather brings every
 // block [G*H] of the operand's elements a sample, a reduce-scatter [H] sums, which have four bytes.
 constexpr bool scatters_gradients(int gates, int element_bytes) { return gates * element_bytes > 4; }
 constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once in a reduce-scatter
-// Registers of a thread that hold weights there: what the rest of the kernel leaves free.
+// The same there.
 constexpr int scatter_registers(int batch_tiles, int gates) {
   if (gates == 4) return batch_tiles == 1 ? 112 : 16;
   return batch_tiles == 1 ? 96 : 32;
 }
 
-// The same where the team is a grid of clusters.
-constexpr int two_level_registers(int batch_tiles, int gates) { return batch_tiles == 1 ? 80 : gates == 4 ? 16 : 48; }
+// And where the team is a grid of clusters.
+constexpr int two_level_registers(int batch_tiles) { return batch_tiles == 1 ? 64 : 16; }
+// Two tiles of an LSTM would take more registers than there are, without any weights in them.
+constexpr int max_two_level_tiles(int gates) { return gates == 4 ? 1 : 2; }
 constexpr int kMaxTeamClusters = 16;  // of such a team
 
 struct Tiling {

@@ -73,6 +73,8 @@ inline std::vector<Case> cases(const std::string& selection) {
     c.hidden_size = plan == "matmul" ? 7 : plan == "block" ? 13 : choose(2) ? 21 : 37;
     if (plan == kTwoLevel && c.hidden_size == 21) c.hidden_size = 69;
     c.directions = 1 + choose(2);
+    if (plan == kTwoLevel && c.directions == 2)
+      c.batch = 5;  // ThreadSanitizer knows 8,000 threads, and forward's run at once
     c.ragged = layout == 1;
     c.packed = layout == 2;
     c.has_bias = choose(4) > 0;
@@ -112,7 +114,7 @@ inline std::vector<Case> cases(const std::string& selection) {
                     .clip = ClipMode::kNorm,
                     .device = "small"});
   for (const ScalarKind scalar : {kFloat, kHalf})
-    for (const CellKind cell : {kLstm, kGru, kRnnTanh}) {
+    for (const CellKind cell : {kGru, kRnnTanh}) {
       if (scalar != kFloat && selection == "few") continue;
       result.push_back({.cell = cell,
                         .scalar = scalar,
@@ -121,7 +123,7 @@ inline std::vector<Case> cases(const std::string& selection) {
                         .batch = 20,
                         .hidden_size = 40,
                         .directions = 2,
-                        .ragged = cell == kLstm,
+                        .ragged = cell == kRnnTanh,
                         .packed = cell == kGru,
                         .clip = cell == kGru ? ClipMode::kNorm : ClipMode::kValue,
                         .device = "small"});
@@ -155,7 +157,9 @@ inline std::vector<Case> cases(const std::string& selection) {
       result.push_back({.cell = cell,
                         .plan = plan,
                         .batch = 14,
-                        .hidden_size = plan == "block" ? 13 : 69,
+                        .hidden_size = plan == "block" ? 13
+                                       : cell == kLstm ? 37
+                                                       : 69,
                         .directions = 2,
                         .ragged = cell != kGru,
                         .packed = cell == kGru,
