@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../csrc/params.h"
+#include "memory.h"
 
 namespace fastrnn::emulator {
 
@@ -128,19 +129,22 @@ inline std::vector<Case> cases(const std::string& selection) {
                         .clip = cell == kGru ? ClipMode::kNorm : ClipMode::kValue,
                         .device = "small"});
     }
-  // Warps that share the columns two by two; warps of several groups of tiles, of one each.
-  result.push_back({.cell = kLstm,
-                    .plan = "grid:blocks=12,cluster=4",
-                    .steps = 4,
-                    .batch = 3,
-                    .hidden_size = 330,
-                    .clip = ClipMode::kValue});
-  result.push_back({.cell = kGru,
-                    .plan = "grid:blocks=6,cluster=2",
-                    .steps = 3,
-                    .batch = 3,
-                    .hidden_size = 700,
-                    .clip = ClipMode::kValue});
+  // Warps that share the columns two by two; warps of several groups of tiles, of one each. Forward takes 42 blocks at once, whose
+  // threads are more than ThreadSanitizer knows.
+  if (!kThreadSanitizer) {
+    result.push_back({.cell = kLstm,
+                      .plan = "grid:blocks=12,cluster=4",
+                      .steps = 4,
+                      .batch = 3,
+                      .hidden_size = 330,
+                      .clip = ClipMode::kValue});
+    result.push_back({.cell = kGru,
+                      .plan = "grid:blocks=6,cluster=2",
+                      .steps = 3,
+                      .batch = 3,
+                      .hidden_size = 700,
+                      .clip = ClipMode::kValue});
+  }
   for (const ClipMode clip : {ClipMode::kNone, ClipMode::kNorm, ClipMode::kValue})
     result.push_back({.cell = kLstm,
                       .plan = "matmul",
