@@ -22,7 +22,7 @@ constexpr double kLaunchSync = 2.1;    // kernel boundary on a stream
 constexpr double kMatmulSync = 6;      // a small product of torch's: dispatch on the host, which the stream waits for
 // Sums of the splits and the cell, up to the first push, with one and with two tiles of samples: the stall counts of the machine
 // code (benchmarks/results/instructions.md, "Beside the product"), of forward; backward is counted as long.
-constexpr double kPointwise[] = {0.52, 0.65}, kGruPointwise[] = {0.65, 1.05};
+constexpr double kPointwise[] = {0.52, 0.77}, kGruPointwise[] = {0.65, 1.1};
 constexpr double kMatmulCell = 0.15;  // in a kernel of its own, whose launch is counted apart
 constexpr double kClock = 1755;       // cycles a microsecond
 // Bytes or multiply-adds a cycle and multiprocessor.
