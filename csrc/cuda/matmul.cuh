@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads) matmul_end_backward(const BackwardPa
     const int64_t index = unit.sample * p.shape.state_size + unit.index;
     store(at<Scalar>(p.grad_h0, index), received_h<Scalar>(p, w, rows.length(unit.batch_index) == 0, index));
   });
-  if (!p.cells) return;
+  if (!p.grad_c0) return;  // not `cells`, which is null where a packed batch has no row
   for_units(p.shape, p.shape.hidden_size, [&](const Unit& unit) {
     const int64_t index = unit.sample * p.shape.hidden_size + unit.index;
     store(at<Scalar>(p.grad_c0, index), received_c<Scalar>(p, w, rows.length(unit.batch_index) == 0, index));
