@@ -84,7 +84,7 @@ KernelFacts kernel_of(const PlanRequest& request, const Candidate& candidate, co
     registers = cuda::scatter_registers(batch_tiles, gates);
   } else if (candidate.is_two_level()) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the cluster's units
-    registers = cuda::two_level_registers(batch_tiles);
+    registers = cuda::two_level_registers(batch_tiles, gates);
   } else if (request.backward) {
     facts = {gates * request.shape.hidden_size, 16, 1, 0};
     registers = batch_tiles == 1 ? 48 : 0;

@@ -33,7 +33,7 @@ constexpr int scatter_registers(int batch_tiles, int gates) {
 }
 
 // And where the team is a grid of clusters.
-constexpr int two_level_registers(int batch_tiles) { return batch_tiles == 1 ? 64 : 16; }
+constexpr int two_level_registers(int batch_tiles, int gates) { return batch_tiles == 2 ? 16 : gates == 3 ? 48 : 64; }
 // Two tiles of an LSTM would take more registers than there are, without any weights in them.
 constexpr int max_two_level_tiles(int gates) { return gates == 4 ? 1 : 2; }
 constexpr int kMaxTeamClusters = 16;  // of such a team

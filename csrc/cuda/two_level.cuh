@@ -136,7 +136,7 @@ class TwoLevelExchange {
   using Scalar = typename Op::Scalar;
   using Element = typename Op::Element;
   static constexpr int G = Cell::kGates;
-  static constexpr int kRegisters = two_level_registers(kN_);
+  static constexpr int kRegisters = two_level_registers(kN_, G);
 
  public:
   using Team = TwoLevelTeam<Op, kN_>;
