@@ -164,7 +164,7 @@ def extensions(torch: Any, cuda: Cuda) -> list[Extension]:
         result.append(
             Extension(
                 "fastrnn._ops_cuda",
-                sources("ops/cuda.cpp", "plan.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
+                sources("ops/cuda.cpp", "plan*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
                 extra_compile_args={
                     "cxx": [*stable, "-DUSE_CUDA", *cuda_include],
                     # No path here: torch adds no architectures where any flag has "arch" in it.
@@ -192,7 +192,7 @@ def extensions(torch: Any, cuda: Cuda) -> list[Extension]:
     result.append(
         Extension(
             "fastrnn._C",
-            sources("bind.cpp", "plan.cpp"),
+            sources("bind.cpp", "plan*.cpp"),
             define_macros=[(f"FASTRNN_{name}", f'"{value}"') for name, value in facts.items()],
             extra_compile_args={"cxx": common},
             language="c++",

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from benchmarks.devices import CELLS, DEVICES, SCALARS
 from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
 from benchmarks.step_time import CYCLES, Chain, beside_product
+from benchmarks.tables import table, write
 from fastrnn import _C
 
 KINDS = {  # what is counted: a name, and the instructions that it matches
@@ -187,10 +188,6 @@ class Name(NamedTuple):
 HEADER = "arch | team | pass | cell | arithmetic | samples"
 
 
-def _table(header: str, rows: Iterable[str]) -> str:
-    return "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {row} |" for row in rows)]) + "\n"
-
-
 def against_plan(name: Name, step: Step) -> tuple[str, bool] | None:
     """A row of the first table, and whether the code does what the plan counts on. None where there is no plan."""
     plan = name.plan()
@@ -340,7 +337,7 @@ Without a row: the weights do not fit. Code and plan agree in {sum(agrees for _,
 before shared memory is.
 
 {
-        _table(
+        table(
             f"{HEADER} | blocks x unit warps x splits | chunks | matrix: written out | in the loop | executed | plan | least "
             "| weight loads: executed | plan | pushes | bytes | plan",
             [row for row, _ in compared],
@@ -355,7 +352,7 @@ compiler's own stall counts and published latencies make of them (benchmarks/ste
 csrc/plan.cpp counts for it, "cell".
 
 {
-        _table(
+        table(
             f"{HEADER} | splits | instructions | cycles | us | plan",
             [_chain_row(name, chain) for name in order if (chain := steps[name].beside_product)],
         )
@@ -367,7 +364,7 @@ h to peers, copy it, add the sums of splits or of a reduce-scatter, and wait. Ge
 know the memory. Loads of a byte are counted a second time. {_sixteen_bytes(steps)}
 {_read_by_bytes(steps)}
 
-{_table(f"{HEADER} | part | {' | '.join(kinds)}", counted)}"""
+{table(f"{HEADER} | part | {' | '.join(kinds)}", counted)}"""
 
 
 def read(lines: Iterable[str]) -> dict[Name, Step]:
@@ -390,10 +387,7 @@ def main() -> None:
     if tool is None:
         parser.error("no cuobjdump: it comes with the CUDA toolkit and with triton")
     text = markdown(read(dump(tool, arguments.library)))
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from benchmarks.devices import CELLS, DEVICES
 from benchmarks.sass import cuobjdump, readable
+from benchmarks.tables import table, write
 from benchmarks.targets import TARGETS, Row
 from fastrnn import _C
 
@@ -114,12 +115,6 @@ def kernel_of(row: Row, plan: _C.Plan, backward: bool, kernels: Iterable[tuple[s
     return next((key for key in kernels if key[0].startswith(ARCHS[row.device]) and pattern.match(key[1])), None)
 
 
-def _table(header: str, lines: Iterable[str]) -> str:
-    return (
-        "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {line} |" for line in lines)]) + "\n"
-    )
-
-
 def _cells(found: Occupancy) -> list[str]:
     return [str(found.blocks), found.limit, f"{found.share:.0%}"]
 
@@ -178,9 +173,9 @@ At the shapes of the targets, the fastest plan with FASTRNN_PLANS=all. `shared b
         "cell | arithmetic | B, T, H | pass | plan | samples | registers | shared bytes | blocks | limited by | warps"
     )
     for device in DEVICES:
-        text += f"\n### {device}\n\n" + _table(header, _by_plan(device, kernels))
+        text += f"\n### {device}\n\n" + table(header, _by_plan(device, kernels))
     text += "\n## By kernel\n\nWhat registers and static shared memory alone allow.\n\n"
-    return text + _table(
+    return text + table(
         "device | kernel | registers | static shared bytes | blocks | limited by | warps", _by_kernel(kernels)
     )
 
@@ -194,10 +189,7 @@ def main() -> None:
     if tool is None:
         parser.error("no cuobjdump: it comes with the CUDA toolkit and with triton")
     text = markdown(recurrences(read(dump(tool, arguments.library))))
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import targets
 from benchmarks.devices import CELLS, DEVICES, blocks, plan
+from benchmarks.tables import write
 
 ARITHMETICS = ("bfloat16", "tf32", "float32")
 SHAPES = [
@@ -57,10 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     text = markdown()
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.figures import draw, panels
 from benchmarks.goals import SHARE_OF_PEAK, goal
 from benchmarks.ratios import geometric_mean, speedups
+from benchmarks.tables import write
 
 _TORCH = ("torch.nn", "as published")  # how the names of the baselines begin whose algorithm a record tells
 
@@ -198,10 +199,7 @@ def main() -> None:
         draw(drawn, arguments.figure)
         if arguments.out:
             text = text.replace("# Results\n", f"# Results\n\n![speed-ups]({arguments.figure.name})\n", 1)
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(text, arguments.out)
 
 
 if __name__ == "__main__":

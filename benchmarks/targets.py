@@ -6,12 +6,13 @@ times are other people's, on their cards and mostly at other shapes (PUBLISHED).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.devices import CELLS, DEVICES, blocks, plan
 from benchmarks.ratios import geometric_mean
 from benchmarks.shapes import NUM_GATES
+from benchmarks.tables import table
 from fastrnn import _C
 
 # FLOP a microsecond of dense products: the SXM cards' data sheets, and the share of it that large products reach (csrc/plan.cpp:
@@ -282,12 +283,6 @@ COLUMNS = (
 )
 
 
-def _table(header: str, lines: Iterable[str]) -> str:
-    return (
-        "\n".join([f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {line} |" for line in lines)]) + "\n"
-    )
-
-
 def _verdict(name: str, found: list[Row], goal: Goal) -> str:
     ratios = [row.ratio for row in found if row.ratio is not None]
     mean, worst = geometric_mean(ratios), min(ratios)
@@ -337,7 +332,7 @@ for the shape, and forward is to stay within {FLOOR_FACTOR:g} of it.
         within = sum(r.recurrence[0] <= FLOOR_FACTOR * (r.floors[0] or 0) for r in near)
         text += f"\n### {device}\n\nPredicted ratios over cuDNN, where its times are known:\n\n"
         header = "where cuDNN has | rows with a ratio | geometric mean | its target | worst | its target | below 1 | predicted to reach them"
-        text += _table(header, verdicts(device))
+        text += table(header, verdicts(device))
         text += f"\nForward is predicted within {FLOOR_FACTOR:g} of the floor in {within} of {len(near)} rows.\n\n"
-        text += _table(COLUMNS, map(_line, found))
+        text += table(COLUMNS, map(_line, found))
     return text + "\n### From\n\n" + "\n".join(sources) + "\n"

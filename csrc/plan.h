@@ -43,8 +43,8 @@ struct PlanRequest {
   bool projects;     // proj_size
   bool allows_tf32;  // float32 products may be tf32
   // "block", "cluster", "grid", "stepwise" or "matmul": that or an error. Empty: the fastest of those that are safe.
-  // Options may follow, each if it matters: "grid:blocks=64,samples=8,cluster=8", of a team, of a team, of a cluster (1 where
-  // there are none). A grid has clusters in backward alone: with `cluster` they are backward's, and forward is the best grid.
+  // Options may follow, each if it matters: "grid:blocks=64,samples=8,cluster=8", blocks and samples of a team, blocks of a cluster
+  // (1: no clusters). A grid has clusters in backward alone: with `cluster` the options are backward's, and forward is the best grid.
   std::string wanted;
   // Also those whose blocks wait for each other, where no run on such a device has been committed (FASTRNN_PLANS=all).
   bool all_plans;

@@ -231,7 +231,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
         });
         unrolled<G>([&](int g) { exchange.publish(turn + 1, n, g, unit_of(v), operand[0][g], operand[1][g]); });
       });
-    if (leaves_squares)  // for the record alone nobody waits
+    if (leaves_squares)  // before a product that leaves no registers for them
       Exchange::Team::store_sums_of_warp(squares,
                                          squares_at(workspace.sums, d, place.slice, step, first_unit / kTileRows));
     exchange.published(turn + 1);

@@ -154,15 +154,24 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   });
 
   Team team(shared.team, H, tiling, place, workspace);
-  const auto operand = [&](Acc h, Acc factor) {
-    const Acc stored = rounded<Scalar>(h);
-    return Op::operand(masks_state ? rounded<Scalar>(stored * factor) : stored);
+  // What the product sees of h: rounded to storage, masked, rounded again.
+  const auto to_operands = [&](Acc(&h)[2], const Acc(&factor)[2], Element(&operands)[2]) {
+    round_pair<Scalar>(h);
+    if (masks_state) {
+      h[0] *= factor[0], h[1] *= factor[1];
+      round_pair<Scalar>(h);
+    }
+    operands[0] = Op::operand(h[0]), operands[1] = Op::operand(h[1]);
   };
   if (tiling.begin == 0) {
     team.start(0, [&](int k, int sample) {
       const int b = rows.index_at(place.slice * Team::kSamples + sample, workspace.order);
       if (b >= B) return Op::operand(0);
-      return operand(load(at<Scalar>(p.h0, state_at(b, k))), masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1));
+      Acc h[2] = {load(at<Scalar>(p.h0, state_at(b, k))), Acc(0)};
+      const Acc factor[2] = {masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1), Acc(1)};
+      Element operands[2];
+      to_operands(h, factor, operands);
+      return operands[0];
     });
   }
 
@@ -215,12 +224,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     if (owns_units)
       unrolled<kN, V>([&](int n, int v) {
         Acc h[2] = {state[n][v][0].h, state[n][v][1].h};
-        round_pair<Scalar>(h);
-        if (masks_state) {
-          h[0] *= mask[n][v][0], h[1] *= mask[n][v][1];
-          round_pair<Scalar>(h);
-        }
-        operands[n][v][0] = Op::operand(h[0]), operands[n][v][1] = Op::operand(h[1]);
+        to_operands(h, mask[n][v], operands[n][v]);
       });
     if (step + 1 < samples.longest) {
       if (owns_units)
