@@ -97,7 +97,8 @@ def kernels(lines: Iterable[str]) -> Iterator[Kernel]:
 def readable(symbols: Sequence[str]) -> list[str]:
     """Names without arguments and fastrnn's namespaces."""
     result = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
-    return [re.sub(r"fastrnn::cuda::|\(.*|^void ", "", name) for name in result.stdout.split("\n")]
+    unwanted = re.compile(r"fastrnn::cuda::|\(anonymous namespace\)::|\(.*|^void ")
+    return [unwanted.sub("", name) for name in result.stdout.split("\n")]
 
 
 # ---------------------------------------------------------------------------------------------------------------- loops
