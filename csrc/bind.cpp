@@ -79,10 +79,11 @@ fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, i
 
 fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t batch, int64_t hidden_size,
                                   int64_t state_size, int64_t directions, bool backward, bool clips_norm,
-                                  bool allows_tf32, const std::string& wanted, bool all_plans) {
+                                  bool allows_tf32, const std::string& wanted, bool all_plans, int64_t chunk) {
   fastrnn::PlanRequest request{};
   request.shape = {steps,      batch,      steps * batch,           hidden_size,
                    state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar)};
+  request.shape.chunk = chunk;
   request.backward = backward;
   request.clips_norm = clips_norm;
   request.projects = state_size != hidden_size;
@@ -111,7 +112,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&plan_request), py::kw_only(), py::arg("cell"), py::arg("scalar"), py::arg("steps"),
            py::arg("batch"), py::arg("hidden_size"), py::arg("state_size"), py::arg("directions") = 1,
            py::arg("backward") = false, py::arg("clips_norm") = false, py::arg("allows_tf32") = false,
-           py::arg("wanted") = "", py::arg("all_plans") = false);
+           py::arg("wanted") = "", py::arg("all_plans") = false, py::arg("chunk") = 0);
   m.def(
       "plan",
       [](const fastrnn::PlanRequest& request, const fastrnn::DeviceLimits& device) {

@@ -8,6 +8,12 @@
 //
 // Directions. Direction 1 runs from each sample's last step to its first.
 //
+// Layers. With `chunk` the directions are layers of a stack instead, all from the first step to the last, of a padded batch without
+// lengths, and a call runs one stage of a wavefront over layers and time: `chunk` steps of each layer (the last of a layer may be
+// fewer), each layer one chunk behind the layer before it; in backward behind the layer after it. A stage that a layer has no chunk
+// for leaves it alone. In between the caller multiplies a chunk of y with the next layer's W_ih. Calls share their workspace. y and
+// grad_y are then [D, rows, H].
+//
 // Types. `scalar` is the storage type: float, double, half or bfloat16; `acc` is double for double, else float. Carried state
 // stays in acc; h is rounded to scalar where it is stored or enters the recurrent product.
 #pragma once
@@ -16,7 +22,7 @@
 
 namespace fastrnn {
 
-constexpr int kMaxDirections = 2;
+constexpr int kMaxDirections = 8;  // 2, or layers of a stack
 
 enum class CellKind : int { kRnnTanh = 0, kRnnRelu = 1, kLstm = 2, kGru = 3 };
 
@@ -35,9 +41,15 @@ struct Shape {
   int64_t rows;         // T * B when padded, the sum of the lengths when packed
   int64_t hidden_size;  // H
   int64_t state_size;   // P: width of h; H unless an LSTM projects it (proj_size)
-  int64_t directions;   // D: 1 or 2
+  int64_t directions;   // D: 1 or 2; of a stack the number of layers
   CellKind cell;
   ScalarKind scalar;
+  int64_t chunk, stage;  // steps of a layer in a stage; 0: no stack
+
+  constexpr bool is_stack() const { return chunk > 0; }
+  constexpr bool runs_back(int64_t direction) const { return direction == 1 && !is_stack(); }
+  constexpr int64_t chunks() const { return chunk > 0 ? (steps + chunk - 1) / chunk : 1; }
+  constexpr int64_t stages() const { return chunk > 0 ? chunks() + directions - 1 : 1; }
 };
 
 // G: num_gates.

@@ -132,7 +132,11 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     std::string& reason = found.reasons[team] = "there are";
     for (const std::string& plan : options) reason += ' ' + plan;
   }
-  if (wanted.is(Team::kMatmul) && !wanted.has_options()) found.plans.push_back(matmul_plan(request, device));
+  if (request.shape.is_stack()) {
+    found.reasons.try_emplace(Team::kMatmul, "it runs one layer at a time");
+  } else if (wanted.is(Team::kMatmul) && !wanted.has_options()) {
+    found.plans.push_back(matmul_plan(request, device));
+  }
   if (wanted.has_options()) found.reasons.try_emplace(Team::kMatmul, "it has no blocks, samples or clusters to choose");
   std::stable_sort(found.plans.begin(), found.plans.end(),
                    [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });

@@ -34,6 +34,9 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const int T = static_cast<int>(p.shape.steps);
   const int64_t D = p.shape.directions;
   const Place place = Place::of_block(tiling, p.shape.directions);
+  const int behind = static_cast<int>(p.shape.directions) - 1 - place.direction;
+  const Range range(p.shape, tiling, behind, tiling.phase == Phase::kFromNorm ? 0 : 1);
+  if (p.shape.is_stack() && range.begin >= range.end) return;
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kTileRows;
@@ -61,7 +64,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   Acc bias[V][kSums];
   unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}; });
   unrolled<V, kSums>([&](int v, int i) { bias[v][i] = 0; });
-  const bool resumes = tiling.begin > 0 || tiling.phase == Phase::kFromNorm;
+  const bool resumes = range.begin > 0 || tiling.phase == Phase::kFromNorm;
   for_own([&](int n, int v, int j) {
     if (!resumes) return;
     const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -69,17 +72,21 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     if constexpr (Cell::kHasCell) r[n][v][j].c = *at<Acc>(workspace.carried_c, index);
   });
 
-  const int first_turn = T - samples.longest;
-  if (tiling.begin == 0 && tiling.end == T + 1) exchange.start(first_turn);
-  const double scale = loss_scale(p.grad_scale);
+  // What arrived at the turn that a stage begins with has been received at the end of the stage before.
+  const int first_turn = range.first > 0 ? range.first : T - samples.longest;
+  if (tiling.persistent) exchange.start(first_turn);
+  const float scale = loss_scale(p.grad_scale);
   const bool clips_norm = p.clip_mode == ClipMode::kNorm;
   const bool leaves_squares = workspace.sums.squares && owns_units && first_unit < H;
 
-  for (int turn = tiling.begin > first_turn ? tiling.begin : first_turn; turn < tiling.end; ++turn) {
+  int turn = range.begin > first_turn ? range.begin : first_turn;
+  bool is_last = false;
+  // Until the last turn, which leaves the loop; stepwise, one.
+  for (bool runs = turn < range.end; runs; ++turn, runs = tiling.persistent) {
     const int step = T - 1 - turn;  // -1: the initial state
-    const auto step_t = [&](int n, int j) { return d == 0 ? step : samples.length[n][j] - 1 - step; };
+    const auto step_t = [&](int n, int j) { return p.shape.runs_back(d) ? samples.length[n][j] - 1 - step : step; };
     const auto row_of = [&](int n, int j) { return rows.row(step_t(n, j), samples.index[n][j]); };
-    const auto t_before = [&](int n, int j) { return d == 0 ? step - 1 : samples.length[n][j] - step; };
+    const auto t_before = [&](int n, int j) { return p.shape.runs_back(d) ? samples.length[n][j] - step : step - 1; };
     const auto is_live = [&](int n, int j) { return step >= 0 && step < samples.length[n][j]; };
 
     // As they lie in memory, and without a branch, as in forward: what exists stands in where nothing is live.
@@ -109,14 +116,18 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
             c[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + row[j]) * H + unit : 0);
             if (step > 0) c_prev[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + before[j]) * H + unit : 0);
           } else {
-            h[n][v][j] = *(lives ? at<Scalar>(p.y, (row[j] * D + d) * H + unit) : stand_in);
+            h[n][v][j] =
+                *(lives ? at<Scalar>(p.y, (row[j] * tiling.y_row + d * tiling.y_direction) * H + unit) : stand_in);
           }
           if (reads_h_prev) {
-            const Scalar* of_state = step > 0 ? at<Scalar>(p.y, (before[j] * D + d) * H + unit)
-                                              : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
+            const Scalar* of_state =
+                step > 0 ? at<Scalar>(p.y, (before[j] * tiling.y_row + d * tiling.y_direction) * H + unit)
+                         : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
             h_prev[n][v][j] = *(lives ? of_state : stand_in);
           }
-          if (p.grad_y) grad_y[n][v][j] = *(lives ? at<Scalar>(p.grad_y, (row[j] * D + d) * H + unit) : stand_in);
+          if (p.grad_y)
+            grad_y[n][v][j] =
+                *(lives ? at<Scalar>(p.grad_y, (row[j] * tiling.y_row + d * tiling.y_direction) * H + unit) : stand_in);
         });
       });
       if constexpr (Cell::kHasCell)  // the only one in storage type: converted at once, but at one step alone
@@ -139,7 +150,10 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
         r[n][v][j].h = p.grad_h_n ? load(at<Scalar>(p.grad_h_n, index)) : Acc(0);
         if constexpr (Cell::kHasCell) r[n][v][j].c = p.grad_c_n ? load(at<Scalar>(p.grad_c_n, index)) : Acc(0);
       });
-      if (step < 0) break;
+      if (turn == range.last) {
+        is_last = true;
+        break;
+      }
     }
 
     double squares[kN][2];
@@ -250,7 +264,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   }
   exchange.team.finish();
 
-  const bool ends = tiling.end == T + 1;
+  // In words of the launch and of the loop, since what is kept for it takes registers.
+  const bool ends = is_last && turn == T, adds_bias = tiling.begin > 0 || (p.shape.is_stack() && first_turn > 0);
   for_own([&](int n, int v, int j) {
     const int unit = unit_of(v), sample = samples.index[n][j];
     const int64_t index = state_at(sample, unit);
@@ -261,7 +276,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       *at<Acc>(workspace.carried_h, index) = r[n][v][j].h;
       if constexpr (Cell::kHasCell) *at<Acc>(workspace.carried_c, index) = r[n][v][j].c;
     }
-    if (p.offsets || tiling.phase == Phase::kUntilNorm) return;
+    if (p.offsets || p.shape.is_stack() || tiling.phase == Phase::kUntilNorm) return;
     // Steps past a length: their rows multiply in the products that follow, so they may not be NaN.
     const int last = T - 1 - tiling.begin, earliest = T - tiling.end;
     for (int t = earliest > samples.length[n][j] ? earliest : samples.length[n][j]; t <= last; ++t) {
@@ -280,7 +295,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     for (int mask = 1; mask < 4; mask *= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
     if (lane.quad != 0 || unit_of(v) >= H) return;
     Acc* sum = at<Acc>(workspace.bias, ((place.slice * D + d) * kSums + i) * H + unit_of(v));
-    *sum = tiling.begin > 0 ? *sum + total : total;
+    *sum = adds_bias ? *sum + total : total;
   });
 }
 

@@ -106,8 +106,9 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   const ForwardShared<Op, Cell, Team, kGroups> shared(arrays, p.shape, tiling);
   const Cell cell(p.shape.cell);
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
-  const int64_t D = p.shape.directions;
   const Place place = Place::of_block(tiling, p.shape.directions);
+  const Range range(p.shape, tiling, place.direction, 0);
+  if (p.shape.is_stack() && range.begin >= range.end) return;
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kGroups * Tiles::kUnits;
@@ -144,7 +145,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       if (p.b_hn[d]) b_hn[v] = load(at<Scalar>(p.b_hn[d], unit));
     if (!samples.exists(n, j, rows)) return;
     if (p.mask) mask[n][v][j] = *at<Acc>(p.mask, index);
-    if (tiling.begin == 0) {
+    if (range.begin == 0) {
       state[n][v][j].h = load(at<Scalar>(p.h0, index));
       if constexpr (Cell::kHasCell) state[n][v][j].c = load(at<Scalar>(p.c0, index));
     } else {
@@ -164,20 +165,22 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     operands[0] = Op::operand(h[0]), operands[1] = Op::operand(h[1]);
   };
   if (tiling.begin == 0) {
-    team.start(0, [&](int k, int sample) {
+    team.start(range.begin, [&](int k, int sample) {
       const int b = rows.index_at(place.slice * Team::kSamples + sample, workspace.order);
       if (b >= B) return Op::operand(0);
-      Acc h[2] = {load(at<Scalar>(p.h0, state_at(b, k))), Acc(0)};
-      const Acc factor[2] = {masks_state ? *at<Acc>(p.mask, state_at(b, k)) : Acc(1), Acc(1)};
+      const int64_t index = state_at(b, k);
+      Acc h[2] = {range.begin == 0 ? load(at<Scalar>(p.h0, index)) : *at<Acc>(workspace.carried_h, index), Acc(0)};
+      const Acc factor[2] = {masks_state ? *at<Acc>(p.mask, index) : Acc(1), Acc(1)};
       Element operands[2];
       to_operands(h, factor, operands);
       return operands[0];
     });
   }
 
-  const int steps = samples.longest < tiling.end ? samples.longest : tiling.end;
-  for (int step = tiling.begin; step < steps; ++step) {
-    const auto step_t = [&](int n, int j) { return d == 0 ? step : samples.length[n][j] - 1 - step; };
+  const int last = samples.longest < range.last ? samples.longest : range.last;
+  const int steps = last < range.end ? last : range.end;
+  for (int step = range.begin; step < steps; ++step) {
+    const auto step_t = [&](int n, int j) { return p.shape.runs_back(d) ? samples.length[n][j] - 1 - step : step; };
     const auto is_live = [&](int n, int v, int j) { return unit_of(v) < H && step < samples.length[n][j]; };
     // As they lie in memory, and without a branch (weights stand in where nothing is live): nobody waits for a load before all
     // are under way, nor before the operand has come.
@@ -226,7 +229,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
         Acc h[2] = {state[n][v][0].h, state[n][v][1].h};
         to_operands(h, mask[n][v], operands[n][v]);
       });
-    if (step + 1 < samples.longest) {
+    if (step + 1 < last) {
       if (owns_units)
         unrolled<kN, V>([&](int n, int v) {
           team.publish(step + 1, n, unit_of(v), unit_of(v) < H, operands[n][v][0], operands[n][v][1]);
@@ -238,7 +241,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       if (!is_live(n, v, j)) return;
       const int unit = unit_of(v);
       const int64_t row = rows.row(step_t(n, j), samples.index[n][j]), unit_at = (d * p.shape.rows + row) * H + unit;
-      store(at<Scalar>(p.y, (row * D + d) * H + unit), state[n][v][j].h);
+      store(at<Scalar>(p.y, (row * tiling.y_row + d * tiling.y_direction) * H + unit), state[n][v][j].h);
       if (!p.save) return;
       if constexpr (G > 1) {
         Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row) * G) * H + unit);
@@ -255,9 +258,9 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     const int64_t index = state_at(sample, unit);
     if (unit >= H || !samples.exists(n, j, rows)) return;
     if (!p.offsets)  // past a length y is zero
-      for (int t = samples.length[n][j] > tiling.begin ? samples.length[n][j] : tiling.begin; t < tiling.end; ++t)
-        store(at<Scalar>(p.y, (rows.row(t, sample) * D + d) * H + unit), Acc(0));
-    if (tiling.end == p.shape.steps) {
+      for (int t = samples.length[n][j] > range.begin ? samples.length[n][j] : range.begin; t < range.end; ++t)
+        store(at<Scalar>(p.y, (rows.row(t, sample) * tiling.y_row + d * tiling.y_direction) * H + unit), Acc(0));
+    if (range.end == p.shape.steps) {
       store(at<Scalar>(p.h_n, index), state[n][v][j].h);
       if constexpr (Cell::kHasCell) store(at<Scalar>(p.c_n, index), state[n][v][j].c);
     } else {

@@ -81,7 +81,7 @@ bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), con
 // Runs the launches of a plan: `steps` of them for stepwise, each in the phases that `phases(step)` gives.
 template <typename Shared, typename Params, typename Phases>
 bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
-              const DeviceLimits& device, const Run& run, const Workspace& workspace, int steps, Phases phases) {
+              const DeviceLimits& device, const Run& run, const Workspace& workspace, bool backward, Phases phases) {
   SharedArrays arrays(nullptr);
   Shared(arrays, params.shape, plan.tiling);
   Launch launch_;
@@ -100,6 +100,10 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (plan.team == Team::kCluster && resident_clusters(launch_, kernel).value_or(0) == 0) return false;
   if (plan.team == Team::kGrid) clear(launch_, workspace.counters, counter_bytes(plan));
   Tiling tiling = plan.tiling;
+  const Shape& shape = params.shape;
+  tiling.y_row = shape.is_stack() ? 1 : shape.directions;
+  tiling.y_direction = shape.is_stack() ? shape.rows : 1;
+  const int steps = static_cast<int>(shape.is_stack() ? shape.chunk : shape.steps) + backward;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;
     tiling.end = steps;
@@ -127,7 +131,7 @@ bool forward_by(const ForwardParams& params, const Plan& plan, const DeviceLimit
   order_samples(beside, params, plan, scratch, workspace);
   return run_plan<ForwardShared<Op, Cell, Team<Op, kN>, kGroups>>(
       "recurrence_forward", recurrence_forward<Op, Cell, Team, kN, kGroups>, params, plan, device, run, workspace,
-      static_cast<int>(params.shape.steps), [](int) { return std::vector{Phase::kWhole}; });
+      /*backward=*/false, [](int) { return std::vector{Phase::kWhole}; });
 }
 
 template <typename Op, typename Cell, template <typename, int> typename Team, int kN>
@@ -145,15 +149,18 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   order_samples(beside, params, plan, scratch, workspace);
   // Where a sample has no step, nothing is written, but by finish_norms.
   const size_t recorded = shape.directions * shape.steps * shape.batch;
-  if (params.norms && clips_norm) clear(beside, params.norms, recorded * sizeof(Acc));
-  if (params.clipped) clear(beside, params.clipped, recorded);
+  const bool begins = shape.stage == 0;
+  if (begins && params.norms && clips_norm) clear(beside, params.norms, recorded * sizeof(Acc));
+  if (begins && params.clipped) clear(beside, params.clipped, recorded);
   const auto phases = [&](int turn) {
-    if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
+    // of a stack the layers may end at different turns of a stage
+    if (!clips_norm || (turn == shape.steps && !shape.is_stack())) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
   };
   if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
-                                           device, run, workspace, static_cast<int>(shape.steps) + 1, phases))
+                                           device, run, workspace, /*backward=*/true, phases))
     return false;
+  if (shape.stage + 1 < shape.stages()) return true;
   beside.threads = kThreads;
   const auto launch_over = [&](int64_t count, auto kernel, const auto&... arguments) {
     beside.grid = static_cast<int>((count + kThreads - 1) / kThreads);

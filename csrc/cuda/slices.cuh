@@ -63,7 +63,7 @@ __global__ void finish_norms(const BackwardParams p, const Workspace workspace) 
     double squares = 0;
     for (int64_t warp = 0; lives && warp < sums.num_warps; ++warp)
       squares += squares_at(sums, d, place / sums.slice_size, step, warp)[place % sums.slice_size];
-    const int64_t t = lives && d == 1 ? sample.length - 1 - step : step;
+    const int64_t t = lives && p.shape.runs_back(d) ? sample.length - 1 - step : step;
     *at<Acc>(p.norms, (d * T + t) * B + sample.index) = static_cast<Acc>(lives ? norm_of(squares, scale) : 0);
   }
 }

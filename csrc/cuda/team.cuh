@@ -29,6 +29,21 @@ struct Place {
   }
 };
 
+// The steps of a team in a launch, in processing order, backward's from the last (then called turns).
+struct Range {
+  int first, last;  // of the stage: [first, last); of the whole sequence, where it is no stack
+  int begin, end;   // of the launch; of a stack there may be none
+  // `chunks_behind`: of a stack, how far this layer is behind the one that is ahead of all. `more`: turns beyond the last.
+  FASTRNN_DEVICE Range(const Shape& shape, const Tiling& tiling, int chunks_behind, int more) {
+    const int steps = static_cast<int>(shape.steps), chunk = static_cast<int>(shape.chunk);
+    first = chunk > 0 ? (static_cast<int>(shape.stage) - chunks_behind) * chunk : 0;
+    last = chunk > 0 && first + chunk < steps ? first + chunk : steps;
+    begin = first + tiling.begin;
+    end = first + tiling.end < last + more ? first + tiling.end : last + more;
+    if (chunk > 0 && (first < 0 || first >= steps)) end = begin;
+  }
+};
+
 // Cuts named arrays out of shared memory; on the host, with no buffer, it only counts bytes.
 class SharedArrays {
  public:

@@ -39,18 +39,19 @@ constexpr int max_two_level_tiles(int gates) { return gates == 4 ? 1 : 2; }
 constexpr int kMaxTeamClusters = 16;  // of such a team
 
 struct Tiling {
-  int team_size;     // blocks that hold the weights of one direction together, for one slice of the batch
-  int cluster_size;  // blocks of the team that are a cluster together; 1: none are
-  int num_slices;    // of the batch, kTileBatch * kN samples each
-  int first_team;    // of this launch, in the order slice, direction
-  int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
-  int splits;        // warps that share the columns of the weights of the same units
+  int team_size;               // blocks that hold the weights of one direction together, for one slice of the batch
+  int cluster_size;            // blocks of the team that are a cluster together; 1: none are
+  int num_slices;              // of the batch, kTileBatch * kN samples each
+  int first_team;              // of this launch, in the order slice, direction
+  int64_t y_row, y_direction;  // [H] numbers of y from a row, or from a direction, to the next
+  int unit_warps;              // warps that own different units; unit_warps * splits = kWarps
+  int splits;                  // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
   // Two-level (two_level.cuh): clusters of the team; warps that multiply different tiles, of which `splits` share the columns.
   int num_clusters, tile_warps;
-  // Steps of this launch in processing order, [begin, end). Backward counts from the last step of all, and its turn T brings the
-  // gradient of the initial state.
+  // Steps of this launch in processing order, [begin, end), from the first of the stage. Backward counts from the last step of all,
+  // and has a turn more than steps: it brings the gradient of the state before them.
   int begin, end;
   bool persistent;  // the blocks of a team wait for each other, else each launch runs one step
   Phase phase;

@@ -18,6 +18,7 @@ int64_t bytes_of(ScalarKind scalar) { return scalar == ScalarKind::kDouble ? 8 :
 void forward(const ForwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
   const Shape& s = params.shape;
+  if (s.is_stack()) fail("chunk is ", s.chunk, ", but the CPU backend runs one layer at a time");
   const int64_t acc_bytes = s.scalar == ScalarKind::kDouble ? 8 : 4;
   cpu::prefer_huge_pages(params.y, s.rows * s.directions * s.state_size * bytes_of(s.scalar));
   cpu::prefer_huge_pages(params.cells, s.rows * s.directions * s.hidden_size * acc_bytes);
@@ -27,6 +28,7 @@ void forward(const ForwardParams& params, const Call& call) {
 void backward(const BackwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
   const Shape& s = params.shape;
+  if (s.is_stack()) fail("chunk is ", s.chunk, ", but the CPU backend runs one layer at a time");
   const int num_gates = s.cell == CellKind::kLstm ? 4 : s.cell == CellKind::kGru ? 3 : 1;
   cpu::prefer_huge_pages(params.grad_gates, s.directions * s.rows * num_gates * s.hidden_size * bytes_of(s.scalar));
   cpu::recurrence_backward(params, num_threads());

@@ -9,8 +9,7 @@ inline constexpr const char* kRecurrenceForwardSchema =
     "recurrence_forward(int cell, int dropout_site, Tensor(a!) gates, Tensor[] w_hh, Tensor[] b_hn, Tensor[] w_hr, "
     "Tensor h0, Tensor? c0, Tensor? mask, Tensor? lengths, Tensor? offsets, Tensor(b!) y, Tensor(c!) h_n, "
     "Tensor(d!)? c_n, bool save, Tensor(e!)? cells, Tensor(f!)? n_h, Tensor(g!)? hidden, Tensor(h!)? workspace, str "
-    "plan) "
-    "-> ()";
+    "plan, int chunk=0, int stage=0) -> ()";
 
 inline constexpr const char* kRecurrenceBackwardSchema =
     "recurrence_backward(int cell, int dropout_site, Tensor? gates, Tensor? cells, Tensor? n_h, Tensor y, "
@@ -18,7 +17,7 @@ inline constexpr const char* kRecurrenceBackwardSchema =
     "Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, int clip_mode, float clip_threshold, Tensor? grad_scale, "
     "Tensor(a!)? norms, Tensor(b!)? clipped, Tensor(c!) grad_gates, Tensor(d!)? grad_n_h, Tensor(e!)? grad_h, "
     "Tensor(f!) grad_h0, Tensor(g!)? grad_c0, Tensor(h!)? grad_bias, Tensor(i!)? h_prev, "
-    "Tensor(j!)? workspace, str plan) -> ()";
+    "Tensor(j!)? workspace, str plan, int chunk=0, int stage=0) -> ()";
 
 // out [m, n] = a [m, k] @ b [k, n] (+ out) (+ biases [n]); squares [1], float64, += out's sum of squares
 inline constexpr const char* kMatmulSchema =

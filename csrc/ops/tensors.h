@@ -53,8 +53,6 @@ inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, con
   shape.hidden_size = gates.size(2) / num_gates(shape.cell);
   shape.batch = h0.size(1);
   shape.state_size = h0.size(2);
-  if (shape.directions < 1 || shape.directions > kMaxDirections)
-    fail(name, " has shape ", list_text(gates.sizes()), ", expected 1 or 2 directions");
   if (shape.hidden_size < 1 || gates.size(2) % num_gates(shape.cell))
     fail(name, " has shape ", list_text(gates.sizes()), ", expected ", num_gates(shape.cell),
          " * hidden_size at the end");
@@ -74,6 +72,18 @@ inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, con
   if (shape.rows != shape.steps * shape.batch)
     fail(name, " has ", shape.rows, " rows, expected a multiple of the batch size ", shape.batch);
   return shape;
+}
+
+// Of a stack; 0, 0 for a layer. After the shape.
+inline void read_stage(Shape& shape, int64_t chunk, int64_t stage, bool is_ragged, bool projects) {
+  shape.chunk = chunk;
+  shape.stage = stage;
+  const int64_t most = chunk == 0 ? 2 : kMaxDirections;
+  if (shape.directions < 1 || shape.directions > most)
+    fail("h0 has ", shape.directions, chunk == 0 ? " directions" : " layers", ", expected 1 to ", most);
+  if (chunk < 0 || stage < 0 || stage >= shape.stages())
+    fail("stage is ", stage, " of chunk ", chunk, ", expected a stage from 0 to ", shape.stages() - 1);
+  if (chunk > 0 && (is_ragged || projects)) fail("a stack of layers takes neither lengths, offsets nor w_hr");
 }
 
 // Values can be read without a copy and a wait on the CPU alone; kernels of other devices clamp lengths to [0, steps].
@@ -143,9 +153,10 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
                         const OptionalTensor& mask, const OptionalTensor& lengths, const OptionalTensor& offsets,
                         const Tensor& y, const Tensor& h_n, const OptionalTensor& c_n, bool save,
                         const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
-                        const OptionalTensor& workspace, const std::string& plan) {
-  const Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
-  const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
+                        const OptionalTensor& workspace, const std::string& plan, int64_t chunk, int64_t stage) {
+  Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
+  read_stage(shape, chunk, stage, lengths || offsets, !w_hr.empty());
+  const auto [steps, batch, rows, H, P, D, kind, storage, of_stack, of_stage] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
 
@@ -162,7 +173,8 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.y = arguments.out({"y", y}, scalar, {rows, D * P});
+  params.y =
+      shape.is_stack() ? arguments.out({"y", y}, scalar, {D, rows, P}) : arguments.out({"y", y}, scalar, {rows, D * P});
   params.h_n = arguments.out({"h_n", h_n}, scalar, {D, batch, P});
   params.c_n = arguments.out(Argument("c_n", c_n).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.save = save;
@@ -184,9 +196,10 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
                          const OptionalTensor& clipped, const Tensor& grad_gates, const OptionalTensor& grad_n_h,
                          const OptionalTensor& grad_h, const Tensor& grad_h0, const OptionalTensor& grad_c0,
                          const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const OptionalTensor& workspace,
-                         const std::string& plan) {
-  const Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
-  const auto [steps, batch, rows, H, P, D, kind, storage] = shape;
+                         const std::string& plan, int64_t chunk, int64_t stage) {
+  Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
+  read_stage(shape, chunk, stage, lengths || offsets, !w_hr.empty());
+  const auto [steps, batch, rows, H, P, D, kind, storage, of_stack, of_stage] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
 
@@ -199,14 +212,18 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
       arguments.in(Argument("gates", gates).exactly_if(lstm || gru, "an LSTM or GRU"), scalar, {D, rows, G * H});
   params.cells = arguments.in(Argument("cells", cells).exactly_if(lstm, "an LSTM"), acc, {D, rows, H});
   params.n_h = arguments.in(Argument("n_h", n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
-  params.y = arguments.in({"y", y}, scalar, {rows, D * P});
+  const auto read_output = [&](const Argument& argument) {
+    return shape.is_stack() ? arguments.in(argument, scalar, {D, rows, P})
+                            : arguments.in(argument, scalar, {rows, D * P});
+  };
+  params.y = read_output({"y", y});
   arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
   arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
   params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.grad_y = arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
+  params.grad_y = read_output({"grad_y", grad_y});
   params.grad_h_n = arguments.in({"grad_h_n", grad_h_n}, scalar, {D, batch, P});
   if (!lstm) Argument("grad_c_n", grad_c_n).exactly_if(false, "an LSTM");
   params.grad_c_n = arguments.in({"grad_c_n", grad_c_n}, scalar, {D, batch, H});
