@@ -8,207 +8,16 @@ do not depend on whether a graph of them is built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fastrnn import gradient_sums, ops, products, recording
+from fastrnn import ops, recording
 from fastrnn.apply import may_be_differentiated, remember_signature
+from fastrnn.layers import Options as Options
+from fastrnn.layers import layer_backward, layer_forward, note_sums
 from fastrnn.reference import Forward
-
-
-class Options(NamedTuple):
-    """How a layer runs; constants to torch.compile."""
-
-    nonlinearity: str = "tanh"  # RNN alone: "tanh" or "relu"
-    dropout_site: str = "state"  # what `mask` masks: "state" (h_{t-1} in the recurrent product) or "candidate"
-    clip_mode: str | None = None  # None, "norm" or "value"
-    clip_threshold: float = 0.0
-    backend: str = "reference"
-    plan: str = ""  # a kernel plan by name; empty: the backend chooses
-    save: bool = True  # keep what backward needs
-    record_key: int = -1  # fastrnn.recording: where norms and clipped go; -1: not recorded
-
-
-class _Weights(NamedTuple):
-    """The parameters of a layer, one list entry per direction, in the input's dtype."""
-
-    w_ih: list[Tensor]  # [G*H, I]
-    w_hh: list[Tensor]  # [G*H, P]
-    b_ih: list[Tensor]  # [G*H], empty without bias
-    b_hh: list[Tensor]  # [G*H], empty without bias
-    w_hr: list[Tensor]  # [P, H], empty without proj_size
-
-
-def _split_weights(weights: Sequence[Tensor], num_directions: int, dtype: torch.dtype) -> _Weights:
-    # contiguous whatever they are: strides cannot be asked for while torch.compile traces a backward
-    cast = [(w if w.dtype == dtype else w.to(dtype)).contiguous() for w in weights]
-    count = len(cast) // num_directions
-    per_direction = [cast[d * count : (d + 1) * count] for d in range(num_directions)]
-    has_bias, has_projection = count >= 4, count in (3, 5)
-    return _Weights(
-        w_ih=[w[0] for w in per_direction],
-        w_hh=[w[1] for w in per_direction],
-        b_ih=[w[2] for w in per_direction] if has_bias else [],
-        b_hh=[w[3] for w in per_direction] if has_bias else [],
-        w_hr=[w[-1] for w in per_direction] if has_projection else [],
-    )
-
-
-def _without_padding(x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
-    """A padded batch with zeros past each length: selected away, since 0 * NaN would poison the weight gradient."""
-    if lengths is None or offsets is not None:
-        return x
-    live = torch.arange(x.size(0), device=x.device)[:, None] < lengths
-    return torch.where(live.unsqueeze(-1), x, 0.0)
-
-
-def _layer_forward(
-    cell: str,
-    options: Options,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
-    mask: Tensor | None,
-    weights: Sequence[Tensor],
-) -> Forward:
-    num_directions = h0.size(0)
-    w = _split_weights(weights, num_directions, x.dtype)
-    biases: list[list[Tensor]] = [[] for _ in range(num_directions)]
-    b_hn: list[Tensor] = []
-    for d, (b_ih, b_hh) in enumerate(zip(w.b_ih, w.b_hh, strict=True)):
-        if cell == "gru":  # the candidate's recurrent bias is inside the reset
-            rz, n = b_hh.split([2 * b_hh.size(0) // 3, b_hh.size(0) // 3])
-            biases[d] = [b_ih, torch.cat([rz, torch.zeros_like(n)])]
-            b_hn.append(n)
-        else:
-            biases[d] = [b_ih, b_hh]
-    keeps_gates = options.save and cell in ("lstm", "gru")
-    gates = products.project(
-        options.backend, _without_padding(x, lengths, offsets), w.w_ih, biases, transient=not keeps_gates
-    )
-    return ops.recurrence_forward(
-        options.backend, cell, options.dropout_site, gates, w.w_hh, b_hn, w.w_hr, h0, c0, mask, lengths, offsets,
-        save=options.save, plan=options.plan,
-    )  # fmt: skip
-
-
-def _recurrent_pairs(
-    grad: Tensor, direction: int, h_prev: Tensor | None, y: Tensor, h0: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (gradient rows, h_{t-1} rows) whose products add up to the gradient of one direction's W_hh.
-
-    ``h_prev`` is given where h_{t-1} is not simply y one step earlier (masks, ragged batches).
-    """
-    if h_prev is not None:
-        return [(grad.flatten(0, -2), h_prev[direction].flatten(0, -2))]
-    if h0.size(0) > 1:
-        state_size = h0.size(-1)
-        y = y[..., direction * state_size : (direction + 1) * state_size]
-    first, later = (grad[0], grad[1:]) if direction == 0 else (grad[-1], grad[:-1])
-    earlier = y[:-1] if direction == 0 else y[1:]
-    pairs = [(first, h0[direction])]
-    if grad.size(0) > 1:
-        pairs.append((later.flatten(0, -2), earlier.flatten(0, -2)))
-    return pairs
-
-
-class _Gradients(NamedTuple):
-    x: Tensor | None
-    h0: Tensor
-    c0: Tensor | None
-    weights: list[Tensor | None]
-    squares: Tensor | None  # [len(weights)] float64: the sum of squares of each weight's gradient
-    norms: Tensor | None
-    clipped: Tensor | None
-
-
-def _layer_backward(
-    cell: str,
-    options: Options,
-    needed: Sequence[bool],
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
-    mask: Tensor | None,
-    grad_scale: Tensor | None,
-    forward: Forward,
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    weights: Sequence[Tensor],
-) -> _Gradients:
-    """``needed`` says which of (x, *weights) want a gradient."""
-    backend, num_directions = options.backend, h0.size(0)
-    w = _split_weights(weights, num_directions, x.dtype)
-    needs_x, needs_weights = needed[0], needed[1:]
-    masked_state = mask is not None and options.dropout_site == "state"
-    need_h_prev = masked_state or lengths is not None or offsets is not None
-    grads = ops.recurrence_backward(
-        backend, cell, options.dropout_site, forward, w.w_hh, w.w_hr, h0, c0, mask, lengths, offsets,
-        grad_y, grad_h_n, grad_c_n, clip_mode=options.clip_mode, clip_threshold=options.clip_threshold,
-        grad_scale=grad_scale, record=options.record_key >= 0, need_h_prev=need_h_prev, plan=options.plan,
-        transient=True,
-    )  # fmt: skip
-
-    count = len(weights) // num_directions
-    gate_size = w.w_hh[0].size(0)
-    flat_x = _without_padding(x, lengths, offsets).flatten(0, -2).contiguous()
-    h0 = h0.contiguous()
-    h_prev = grads.h_prev if need_h_prev else None
-    squares = gradient_sums.new(len(weights), x.device) if backend != "reference" else None
-    square: Sequence[Tensor | None] = [None] * len(weights) if squares is None else squares.split(1)
-    grad_weights: list[Tensor | None] = []
-    for d in range(num_directions):
-        of_direction = slice(d * count, (d + 1) * count)
-        wanted, squares_of = needs_weights[of_direction], square[of_direction]
-        grad_gates = grads.grad_gates[d]
-        grad_w: list[Tensor | None] = [None] * count
-        if wanted[0]:
-            pair = (grad_gates.flatten(0, -2), flat_x)
-            grad_w[0] = products.weight_gradient(backend, [[pair]], squares_of[0])
-        if wanted[1]:
-            if cell == "gru":
-                assert grads.grad_n_h is not None
-                parts = [grad_gates[..., : gate_size // 3 * 2], grads.grad_n_h[d]]
-            else:
-                parts = [grad_gates]
-            groups = [_recurrent_pairs(part, d, h_prev, forward.y, h0) for part in parts]
-            grad_w[1] = products.weight_gradient(backend, groups, squares_of[1])
-        if w.b_ih:
-            grad_b_ih = grads.grad_bias[d, :gate_size]
-            grad_b_hh = grad_b_ih
-            if cell == "gru":
-                grad_b_hh = torch.cat([grad_b_ih[: gate_size // 3 * 2], grads.grad_bias[d, gate_size:]])
-            grad_w[2] = grad_b_ih if wanted[2] else None
-            # two parameters must not receive one tensor
-            grad_w[3] = grad_b_hh.clone() if wanted[3] else None
-        if w.w_hr and wanted[-1]:
-            assert grads.grad_h is not None and forward.hidden is not None
-            pair = (grads.grad_h[d].flatten(0, -2), forward.hidden[d].flatten(0, -2))
-            grad_w[-1] = products.weight_gradient(backend, [[pair]], squares_of[-1])
-        grad_weights.extend(grad_w)
-    grad_weights = [None if g is None else g.to(master.dtype) for g, master in zip(grad_weights, weights, strict=True)]
-    if squares is not None:
-        for grad, total in zip(grad_weights, square, strict=True):
-            if grad is not None and total is not None and grad.dim() == 1:  # a bias: not a product's output
-                ops.sum_of_squares([grad], [], total)
-
-    return _Gradients(
-        x=products.input_gradient(backend, grads.grad_gates, w.w_ih) if needs_x else None,
-        h0=grads.grad_h0,
-        c0=grads.grad_c0,
-        weights=grad_weights,
-        squares=squares,
-        norms=grads.norms,
-        clipped=grads.clipped,
-    )
 
 
 def _arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -235,7 +44,7 @@ class _LayerBackward(torch.autograd.Function):
         ) = _arguments(inputs)  # fmt: skip
         forward = Forward(y, y, None, gates, cells, n_h, hidden)  # h_n, c_n are not read
         with ops.below_autograd():
-            grads = _layer_backward(
+            grads = layer_backward(
                 cell, options, needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
                 grad_y, grad_h_n, grad_c_n, weights,
             )  # fmt: skip
@@ -264,8 +73,8 @@ class _LayerBackward(torch.autograd.Function):
             replacements = iter(variables)
             values = [next(replacements) if w else t for w, t in zip(wanted, differentiable, strict=True)]
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights = values
-            forward = _layer_forward(ctx.cell, options, x, h0, c0, lengths, offsets, mask, weights)
-            grads = _layer_backward(
+            forward = layer_forward(ctx.cell, options, x, h0, c0, lengths, offsets, mask, weights)
+            grads = layer_backward(
                 ctx.cell, options, ctx.needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
                 grad_y, grad_h_n, grad_c_n, weights,
             )  # fmt: skip
@@ -284,7 +93,7 @@ _NUM_LEADING = 10  # arguments of the functions below before the weights
 def _forward(cell: str, inputs: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     options, _slot, lengths, offsets, _order, mask, _grad_scale, x, h0, c0, *weights = _arguments(inputs)
     with ops.below_autograd():
-        return tuple(_layer_forward(cell, options, x, h0, c0, lengths, offsets, mask, weights))
+        return tuple(layer_forward(cell, options, x, h0, c0, lengths, offsets, mask, weights))
 
 
 def _setup_context(ctx: Any, cell: str, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -316,11 +125,7 @@ def _backward(ctx: Any, grad_outputs: tuple[Tensor | None, ...]) -> tuple[Any, .
         if order is not None:
             norms, clipped = norms.index_select(-1, order), clipped.index_select(-1, order)
         recording.record(ctx.slot, norms, clipped, options.record_key)
-    if squares is not None:
-        for grad, total in zip(grad_weights, squares.split(1), strict=True):
-            # a product's sum is that of its output, which a master in a lower precision rounds
-            if grad is not None and torch.promote_types(x.dtype, grad.dtype) == grad.dtype:
-                gradient_sums.note(grad, total)
+    note_sums(grad_weights, squares, x.dtype)
     return (*[None] * 7, grad_x, grad_h0 if needs_h0 else None, grad_c0 if needs_c0 else None, *grad_weights)
 
 

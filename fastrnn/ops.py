@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -216,6 +217,103 @@ def recurrence_forward(
     )
     cells, n_h, hidden = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h, hidden))
     return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden)
+
+
+def stack_forward(
+    backend: str,
+    cell: str,
+    dropout_site: str,
+    gates: Tensor,
+    w_hh: list[Tensor],
+    b_hn: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    mask: Tensor | None,
+    *,
+    save: bool,
+    plan: str,
+    chunk: int,
+) -> tuple[Forward, Callable[[int], None]]:
+    """The recurrences of a stack of layers (csrc/params.h: Layers): what they fill, and a function that runs one stage.
+
+    L layers in place of directions; ``y`` is [L, T, B, H]; ``gates`` [L, T, B, G*H], of which a stage reads and writes its chunks.
+    """
+    layers, _, hidden_size = h0.shape
+    acc = compute_dtype(gates.dtype)
+    rows = gates.shape[1:3]
+    per_unit = (layers, rows.numel(), hidden_size)
+    y = gates.new_empty(per_unit)
+    h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    cells = gates.new_empty(per_unit, dtype=acc) if save and cell == "lstm" else None
+    n_h = gates.new_empty(per_unit) if save and cell == "gru" else None
+    run = functools.partial(
+        _operator(backend, "recurrence_forward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
+        gates.view(layers, rows.numel(), gates.size(-1)), w_hh, b_hn, [], h0.contiguous(), _contiguous(c0),
+        _contiguous(mask), None, None, y, h_n, c_n, save, cells, n_h, None,
+        _workspace(backend, cell, h0, hidden_size, backward=False), _with_tf32(backend, plan, gates.dtype), chunk,
+    )  # fmt: skip
+    cells, n_h = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h))
+    keeps_gates = save and cell in ("lstm", "gru")
+    return Forward(_shaped(y, rows, 1), h_n, c_n, gates if keeps_gates else None, cells, n_h, None), run
+
+
+def stack_backward(
+    backend: str,
+    cell: str,
+    dropout_site: str,
+    forward: Forward,
+    w_hh: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    mask: Tensor | None,
+    grad_y: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    *,
+    clip_mode: str | None,
+    clip_threshold: float,
+    grad_scale: Tensor | None,
+    record: bool,
+    need_h_prev: bool,
+    plan: str,
+    chunk: int,
+) -> tuple[Backward, Callable[[int], None]]:
+    """Backpropagation through time of :func:`stack_forward`: what it fills, and a function that runs one stage.
+
+    ``grad_y`` [L, T, B, H], of which a stage reads its chunks. Without ``need_h_prev`` h_prev is y.
+    """
+    layers, _, hidden_size = h0.shape
+    y = forward.y
+    acc = compute_dtype(y.dtype)
+    rows = y.shape[1:3]
+    per_unit = (layers, rows.numel(), hidden_size)
+    num_sums = 4 if cell == "gru" else NUM_GATES[cell]
+    grad_gates = y.new_empty((layers, rows.numel(), w_hh[0].size(0)))
+    grad_n_h = y.new_empty(per_unit) if cell == "gru" else None
+    h_prev = y.new_empty(per_unit) if need_h_prev else None
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    grad_bias = y.new_empty((layers, num_sums * hidden_size), dtype=acc)
+    norms = y.new_empty((layers, *rows), dtype=acc) if record else None
+    clipped = y.new_empty((layers, *rows), dtype=torch.bool) if record else None
+    workspace = _workspace(
+        backend, cell, h0, hidden_size, backward=True,
+        recorded_steps=rows[0] if record and clip_mode != "norm" else 0,
+    )  # fmt: skip
+    run = functools.partial(
+        _operator(backend, "recurrence_backward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
+        _flat(forward.gates, 1), _flat(forward.cells, 1), _flat(forward.n_h, 1), _flat(y, 1), w_hh, [],
+        h0.contiguous(), _contiguous(c0), _contiguous(mask), None, None, _flat(grad_y, 1), _contiguous(grad_h_n),
+        _contiguous(grad_c_n), CLIP_MODES.index(clip_mode), clip_threshold, grad_scale, norms, clipped, grad_gates,
+        grad_n_h, None, grad_h0, grad_c0, grad_bias, h_prev, workspace, _with_tf32(backend, plan, y.dtype), chunk,
+    )  # fmt: skip
+    grad_gates = _shaped(grad_gates, rows, 1)
+    grad_n_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, h_prev))
+    filled = Backward(
+        grad_gates, grad_n_h, None, grad_h0, grad_c0, grad_bias, y if h_prev is None else h_prev, norms, clipped
+    )
+    return filled, run
 
 
 def recurrence_backward(

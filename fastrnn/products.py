@@ -68,6 +68,18 @@ def project(
     return out.reshape(len(w_ih), *x.shape[:-1], w_ih[0].size(0))
 
 
+def batched(backend: str, a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``out`` [n, m, k] becomes ``a @ b`` plus ``bias`` [n, 1, k], each a matrix without gaps; for backends with CUDA kernels."""
+    if backend == "emulated":
+        acc = compute_dtype(a.dtype)
+        product = a.to(acc) @ b.to(acc)
+        out.copy_(product if bias is None else product + bias.to(acc))
+    elif bias is None:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.baddbmm(bias, a, b, out=out)
+
+
 def input_gradient(backend: str, grad_gates: Tensor, w_ih: list[Tensor]) -> Tensor:
     """The gradient of :func:`project`'s ``x``: the sum over directions of ``grad_gates[d] @ w_ih[d]``, [*rows, I]."""
     flat = grad_gates.flatten(1, -2)

@@ -31,11 +31,13 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
     } else {
       workspace.exchange = scratch.take(plan.num_teams * 2 * samples * rows * sizeof(typename Op::Element));
     }
-    workspace.carried_h = scratch.take(states);
-    workspace.carried_c = scratch.take(states);
     if (num_sums > 0)
       workspace.norms =
           static_cast<double*>(scratch.take(plan.num_teams * 2 * plan.tiling.team_size * samples * sizeof(double)));
+  }
+  if (plan.team == Team::kStepwise || shape.is_stack()) {
+    workspace.carried_h = scratch.take(states);
+    workspace.carried_c = scratch.take(states);
   }
   if (num_sums > 0) workspace.bias = scratch.take(plan.tiling.num_slices * num_sums * sizeof(Acc));
   if (records) {
