@@ -70,7 +70,7 @@ KernelFacts kernel_of(const PlanRequest& request, const Candidate& candidate, co
   int registers = 0;
   if (scatters(request, team, operand)) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the block's units
-    registers = cuda::scatter_registers(batch_tiles, gates);
+    registers = cuda::scatter_registers(batch_tiles, gates, operand.element_bytes);
   } else if (candidate.is_two_level()) {
     facts = {0, 16, cuda::kScatterTiles, 0};  // columns: the gates of the cluster's units
     registers = cuda::two_level_registers(batch_tiles, gates);

@@ -215,7 +215,7 @@ class ScatterExchange {
   using Scalar = typename Op::Scalar;
   using Element = typename Op::Element;
   static constexpr int G = Cell::kGates;
-  static constexpr int kRegisters = scatter_registers(kN_, G);
+  static constexpr int kRegisters = scatter_registers(kN_, G, sizeof(Element));
 
  public:
   using Team = ScatterTeam<Op, kN_>;

@@ -169,7 +169,12 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       const int b = rows.index_at(place.slice * Team::kSamples + sample, workspace.order);
       if (b >= B) return Op::operand(0);
       const int64_t index = state_at(b, k);
-      Acc h[2] = {range.begin == 0 ? load(at<Scalar>(p.h0, index)) : *at<Acc>(workspace.carried_h, index), Acc(0)};
+      // of the step before, not the carried state, which others may be overwriting
+      const Scalar* before =
+          range.begin == 0
+              ? at<Scalar>(p.h0, index)
+              : at<Scalar>(p.y, (rows.row(range.begin - 1, b) * tiling.y_row + d * tiling.y_direction) * H + k);
+      Acc h[2] = {load(before), Acc(0)};
       const Acc factor[2] = {masks_state ? *at<Acc>(p.mask, index) : Acc(1), Acc(1)};
       Element operands[2];
       to_operands(h, factor, operands);

@@ -27,8 +27,8 @@ constexpr int forward_registers(int batch_tiles, int gates) {
 constexpr bool scatters_gradients(int gates, int element_bytes) { return gates * element_bytes > 4; }
 constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once in a reduce-scatter
 // The same there.
-constexpr int scatter_registers(int batch_tiles, int gates) {
-  if (gates == 4) return batch_tiles == 1 ? 112 : 16;
+constexpr int scatter_registers(int batch_tiles, int gates, int element_bytes) {
+  if (gates == 4) return batch_tiles == 2 ? 16 : element_bytes == 4 ? 96 : 112;
   return batch_tiles == 1 ? 96 : 32;
 }
 
