@@ -82,8 +82,8 @@ fastrnn::PlanRequest plan_request(int cell, int scalar, int64_t steps, int64_t b
                                   bool allows_tf32, const std::string& wanted, bool all_plans, int64_t chunk) {
   fastrnn::PlanRequest request{};
   request.shape = {steps,      batch,      steps * batch,           hidden_size,
-                   state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar)};
-  request.shape.chunk = chunk;
+                   state_size, directions, fastrnn::CellKind(cell), fastrnn::ScalarKind(scalar),
+                   chunk,      0};
   request.backward = backward;
   request.clips_norm = clips_norm;
   request.projects = state_size != hidden_size;

@@ -28,6 +28,7 @@ class PlanRequest:
         allows_tf32: bool = False,
         wanted: str = "",
         all_plans: bool = False,
+        chunk: int = 0,
     ) -> None: ...
 
 class Plan(TypedDict):

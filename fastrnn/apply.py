@@ -9,14 +9,16 @@ import torch
 from torch.autograd import forward_ad
 
 
+def is_transformed() -> bool:
+    """Whether what is computed now is being compiled, or is part of a transform of torch.func or of forward differentiation."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
 def may_be_differentiated() -> bool:
     """Whether what is computed now may be part of a graph, of a compiled one, or of a transform of torch.func."""
-    return (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return torch.is_grad_enabled() or is_transformed()
 
 
 def run_layer(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Iterable
 from typing import Any, cast, overload
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import backends, batches, recording
-from fastrnn.apply import run_layer
+from fastrnn import backends, batches, recording, wavefronts
+from fastrnn.apply import is_transformed, run_layer
 from fastrnn.batches import Batch
 from fastrnn.functions import GRUFunction, LSTMFunction, Options, RNNFunction
 from fastrnn.masks import Masks
 from fastrnn.options import RecurrentOptions, check_options
 from fastrnn.reference import compute_dtype
+from fastrnn.stacks import StackFunction
 
 _FUNCTIONS = {"RNN_TANH": RNNFunction, "RNN_RELU": RNNFunction, "LSTM": LSTMFunction, "GRU": GRUFunction}
 
@@ -243,57 +245,64 @@ class RNNBase(nn.RNNBase):
         stop = start + self._num_directions * per_direction
         return [cast(Tensor, getattr(self, name)) for name in self._flat_weights_names[start:stop]]
 
-    def _run_layers(self, batch: Batch, states: list[Tensor], backend: str) -> tuple[Tensor, list[Tensor]]:
-        """All layers: rows of the last layer's y, and the final states (layers * directions, B, ·), in the batch's order."""
-        x, num_directions = batch.data, self._num_directions
-        self._masks.check_batch(batch.size)
-        acc = compute_dtype(x.dtype)
-        dropping = self.training or self.mc_dropout
-        recurrent_p = self.recurrent_dropout if dropping else 0.0
-        record = self.record_state_grad_norms
-        grad_enabled = torch.is_grad_enabled()
+    def _draw(self, layer: int, batch: Batch) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """A layer's weights; factors of its input, broadcast over rows; its recurrent mask. As this forward drops them."""
+        weights, data = self._layer_weights(layer), batch.data
+        factors = mask = None
+        if not (self.training or self.mc_dropout):
+            return weights, factors, mask
+        num_directions, p = self._num_directions, self.recurrent_dropout
+        if self.input_dropout > 0:
+            width = self.input_size if layer == 0 else num_directions * self._state_size
+            factors = self._masks.draw(f"input mask {layer}", self.input_dropout, (batch.size, width), data, data.dtype)
+            factors = batch.per_sample(factors)
+        if p > 0 and self.recurrent_dropout_mode == "weight":
+            count = len(weights) // num_directions
+            for d in range(num_directions):
+                w_hh = weights[d * count + 1]
+                keep = self._masks.draw(f"weight mask {layer} {d}", p, tuple(w_hh.shape), w_hh, w_hh.dtype)
+                weights[d * count + 1] = w_hh * keep
+        elif p > 0:
+            width = self.hidden_size if self.recurrent_dropout_mode == "candidate" else self._state_size
+            size = (num_directions, batch.size, width)
+            mask = batch.sort(self._masks.draw(f"recurrent mask {layer}", p, size, data, compute_dtype(data.dtype)))
+        return weights, factors, mask
+
+    def _layer_options(self, backend: str, layer: int, inputs: Iterable[Tensor]) -> Options:
+        """``inputs``: what may want a gradient."""
+        return Options(
+            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
+            dropout_site="candidate" if self.recurrent_dropout_mode == "candidate" else "state",
+            clip_mode=None if self.state_grad_clip is None else self.state_grad_clip_mode,
+            clip_threshold=self.state_grad_clip or 0.0,
+            backend=backend,
+            save=torch.is_grad_enabled() and any(t.requires_grad for t in inputs),
+            record_key=self._record_base + layer if self.record_state_grad_norms else -1,
+        )
+
+    def _scale_of_gradients(self) -> Tensor | None:
         if self.grad_scale is not None:
             self._check_grad_scale()
-        grad_scale = self.grad_scale if record or self.state_grad_clip is not None else None
+        return self.grad_scale if self.record_state_grad_norms or self.state_grad_clip is not None else None
+
+    def _run_layers(self, batch: Batch, states: list[Tensor], backend: str) -> tuple[Tensor, list[Tensor]]:
+        """All layers: rows of the last layer's y, and the final states (layers * directions, B, ·), in the batch's order."""
+        self._masks.check_batch(batch.size)
+        grad_scale = self._scale_of_gradients()
+        chunk = self._chunk(batch, backend)
+        if chunk > 0:
+            return self._run_stack(batch, states, backend, grad_scale, chunk)
+        x, num_directions = batch.data, self._num_directions
+        record = self.record_state_grad_norms
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
-            weights = self._layer_weights(layer)
-            if dropping and self.input_dropout > 0:
-                factors = self._masks.draw(
-                    f"input mask {layer}", self.input_dropout, (batch.size, x.size(-1)), x, x.dtype
-                )
-                x = x * batch.per_sample(factors)
-            mask = None
-            if recurrent_p > 0 and self.recurrent_dropout_mode == "weight":
-                count = len(weights) // num_directions
-                for d in range(num_directions):
-                    w_hh = weights[d * count + 1]
-                    keep = self._masks.draw(
-                        f"weight mask {layer} {d}", recurrent_p, tuple(w_hh.shape), w_hh, w_hh.dtype
-                    )
-                    weights[d * count + 1] = w_hh * keep
-            elif recurrent_p > 0:
-                width = self.hidden_size if self.recurrent_dropout_mode == "candidate" else self._state_size
-                mask = self._masks.draw(
-                    f"recurrent mask {layer}",
-                    recurrent_p,
-                    (num_directions, batch.size, width),
-                    x,
-                    acc,
-                )
-                mask = batch.sort(mask)
+            weights, factors, mask = self._draw(layer, batch)
+            if factors is not None:
+                x = x * factors
             of_layer = slice(layer * num_directions, (layer + 1) * num_directions)
             h0, *cells = states if self.num_layers == 1 else [state[of_layer] for state in states]
             c0 = cells[0] if cells else None
-            options = Options(
-                nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
-                dropout_site="candidate" if self.recurrent_dropout_mode == "candidate" else "state",
-                clip_mode=None if self.state_grad_clip is None else self.state_grad_clip_mode,
-                clip_threshold=self.state_grad_clip or 0.0,
-                backend=backend,
-                save=grad_enabled and any(t.requires_grad for t in (x, *states, *weights)),
-                record_key=self._record_base + layer if record else -1,
-            )
+            options = self._layer_options(backend, layer, (x, *states, *weights))
             y, h_n, c_n, *_ = run_layer(
                 _FUNCTIONS[self.mode], options, self._record_slots[layer] if record else None, batch.lengths, batch.offsets, batch.unsorted_indices, mask, grad_scale,
                 x, h0, c0, *weights,
@@ -301,10 +310,47 @@ class RNNBase(nn.RNNBase):
             finals.append([h_n] if c_n is None else [h_n, c_n])
             x = y
             if layer < self.num_layers - 1 and self.dropout > 0:
-                x = functional.dropout(x, self.dropout, training=dropping)
+                x = functional.dropout(x, self.dropout, training=self.training or self.mc_dropout)
         if self.num_layers == 1:
             return x, finals[0]
         return x, [torch.cat(parts) for parts in zip(*finals, strict=True)]
+
+    def _chunk(self, batch: Batch, backend: str) -> int:
+        """Steps of a chunk where a wavefront over the layers is faster than layer by layer, else 0."""
+        if backend not in ("cuda", "emulated") or self.num_layers == 1 or self.bidirectional or self.proj_size > 0:
+            return 0
+        if batch.lengths is not None or batch.offsets is not None or is_transformed():
+            return 0
+        return wavefronts.chunk_of(self, batch.data, backend)
+
+    def _run_stack(
+        self, batch: Batch, states: list[Tensor], backend: str, grad_scale: Tensor | None, chunk: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers at once (``fastrnn.stacks``)."""
+        x, dropping = batch.data, self.training or self.mc_dropout
+        is_noisy = dropping and (self.dropout > 0 or self.input_dropout > 0)
+        weights: list[Tensor] = []
+        masks: list[Tensor] = []
+        noise: list[Tensor] = []  # what the output of a layer is multiplied with
+        for layer in range(self.num_layers):
+            of_layer, factors, mask = self._draw(layer, batch)
+            weights += of_layer
+            masks += [] if mask is None else [mask]
+            if factors is not None and layer == 0:
+                x = x * factors
+            elif factors is not None:
+                noise[-1] = noise[-1] * factors
+            if is_noisy and layer < self.num_layers - 1:
+                ones = torch.ones((*x.shape[:2], self.hidden_size), dtype=x.dtype, device=x.device)
+                noise.append(functional.dropout(ones, self.dropout, training=dropping))
+        h0, *cells = states
+        slots = tuple(self._record_slots) if self.record_state_grad_norms else None
+        options = self._layer_options(backend, 0, (x, *states, *weights))
+        y, h_n, c_n, *_ = run_layer(
+            StackFunction, options, self.mode.lower(), chunk, slots, torch.cat(masks) if masks else None,
+            torch.stack(noise) if noise else None, grad_scale, x, h0, cells[0] if cells else None, *weights,
+        )  # fmt: skip
+        return y, [h_n] if c_n is None else [h_n, c_n]
 
     def _forward(self, input: Tensor | PackedSequence, hx: Any, lengths: Any) -> tuple[Any, list[Tensor]]:
         name = type(self).__name__

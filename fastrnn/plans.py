@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,16 +30,23 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
 
 
-def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:
-    """A line per pass; all layers run the same plan, since the recurrence does not see their inputs."""
-    from fastrnn import _C
+class Request(NamedTuple):
+    """What the plans of a module's recurrences depend on, beside the device."""
 
-    allowed = os.environ.get("FASTRNN_PLANS", "")
-    tf32 = dtype == torch.float32 and ops.rnn_uses_tf32()
-    clips_norm = rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"
-    lines = []
-    for backward in (False, True):
-        request = _C.PlanRequest(
+    cell: int
+    scalar: int
+    steps: int
+    batch: int
+    hidden_size: int
+    state_size: int
+    directions: int
+    clips_norm: bool  # in backward
+    allows_tf32: bool
+    allowed: str  # FASTRNN_PLANS
+
+    @classmethod
+    def of(cls, rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int) -> Request:
+        return cls(
             cell=CELLS.index(rnn.mode.lower()),
             scalar=_SCALARS.index(dtype),
             steps=steps,
@@ -47,18 +54,45 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
             hidden_size=rnn.hidden_size,
             state_size=rnn.proj_size or rnn.hidden_size,
             directions=2 if rnn.bidirectional else 1,
-            backward=backward,
-            clips_norm=backward and clips_norm,
-            allows_tf32=tf32,
-            wanted="" if allowed == "all" else allowed,
-            all_plans=allowed == "all",
+            clips_norm=rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm",
+            allows_tf32=dtype == torch.float32 and ops.rnn_uses_tf32(),
+            allowed=os.environ.get("FASTRNN_PLANS", ""),
         )
-        plan = _C.plan(request, limits)
+
+    def of_pass(self, backward: bool, chunk: int = 0) -> _C.PlanRequest:
+        """``chunk``: of a stack of ``directions`` layers (csrc/params.h: Layers)."""
+        from fastrnn import _C
+
+        return _C.PlanRequest(
+            cell=self.cell,
+            scalar=self.scalar,
+            steps=self.steps,
+            batch=self.batch,
+            hidden_size=self.hidden_size,
+            state_size=self.state_size,
+            directions=self.directions,
+            backward=backward,
+            clips_norm=backward and self.clips_norm,
+            allows_tf32=self.allows_tf32,
+            wanted="" if self.allowed == "all" else self.allowed,
+            all_plans=self.allowed == "all",
+            chunk=chunk,
+        )
+
+
+def _layer_plans(request: Request, limits: _C.DeviceLimits) -> list[str]:
+    """A line per pass; all layers run the same plan, since the recurrence does not see their inputs."""
+    from fastrnn import _C
+
+    lines = []
+    for backward in (False, True):
+        of_pass = request.of_pass(backward)
+        plan = _C.plan(of_pass, limits)
         lines.append(f"{'backward' if backward else 'forward '}  {plan['text']}")
-        others = [other for other in _C.all_plans(request, limits) if other["team"] != plan["team"]]
+        others = [other for other in _C.all_plans(of_pass, limits) if other["team"] != plan["team"]]
         if others:
             lines.append(f"          next best: {others[0]['team']}, {others[0]['step_us']:.2f} us a step")
-    if not allowed:
+    if not request.allowed:
         lines.append(
             "cluster and grid plans wait between blocks; they run with FASTRNN_PLANS=all until a committed run of "
             "benchmarks/gpu_check.sh on this architecture has shown them free of hangs"
@@ -81,6 +115,7 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
         TypeError: ``rnn`` is no fastrnn module, or ``x`` no tensor or PackedSequence.
         RuntimeError: the chosen backend does not run on x's device.
     """
+    from fastrnn import wavefronts
     from fastrnn.base import RNNBase, autocast_dtype
 
     if not isinstance(rnn, RNNBase):
@@ -113,5 +148,8 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
         limits = device_limits(backend, data.device)
         where = torch.cuda.get_device_name(data.device) if backend == "cuda" else "an emulated device"
         lines.append(f"{backend}: on {where}")
-        lines.extend(_layer_plans(rnn, dtype, steps, batch, limits))
+        request = Request.of(rnn, dtype, steps, batch)
+        lines.extend(_layer_plans(request, limits))
+        if rnn.num_layers > 1:
+            lines.append(wavefronts.text_of(rnn, request, limits, is_ragged=isinstance(x, PackedSequence)))
     return "\n".join(lines)
