@@ -1,12 +1,16 @@
 """Layers as a wavefront: the same numbers as layer by layer, whatever the chunk, the plan and the options."""
 
+import copy
+
 import pytest
 import torch
 from compare import assert_equal_to_rounding, assert_error_ratio
 from conftest import BACKENDS
 
-from fastrnn import recording
+import fastrnn
+from fastrnn import _C, plans, recording, wavefronts
 from fastrnn.functions import Options
+from fastrnn.ops import NAMESPACES
 from fastrnn.reference import NUM_GATES
 from fastrnn.stacks import StackFunction, _layer_by_layer
 
@@ -119,3 +123,166 @@ def test_every_plan_begins_in_the_middle_of_a_sequence(kernels, cell, plan, clip
     for layer in range(3):
         norms = recording.recorded(7654 + layer).norms
         assert norms.shape == (1, 5, 10) and (norms > 0).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_gradients_of_first_and_second_order_are_those_of_differences(kernels, cell):
+    inputs, mask, noise = make_stack(cell, 2, steps=3, batch=2, hidden_size=3, site="state", noisy=True)
+    inputs = [t.requires_grad_() for t in inputs]
+    options = options_of(cell, kernels, clip_mode="norm", clip_threshold=0.4)
+
+    def run(*inputs):
+        return tuple(run_stack(cell, 2, inputs, mask, noise, options))
+
+    free = options_of(cell, kernels)
+    assert torch.autograd.gradcheck(lambda *i: tuple(run_stack(cell, 2, i, mask, noise, free)), inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def both_ways(monkeypatch, rnn, x, chunk, hx=None):
+    """(y, finals, gradients, norms) of a module layer by layer, then as a wavefront."""
+    results = []
+    for value in ("0", str(chunk)):
+        monkeypatch.setenv("FASTRNN_WAVEFRONT", value)
+        torch.manual_seed(5)
+        rnn.zero_grad()
+        x = x.detach().requires_grad_()
+        y, final = rnn(x, hx)
+        finals = list(final) if isinstance(final, tuple) else [final]
+        (y.float().cos().sum() + sum((f.float() * 0.3).sin().sum() for f in finals)).backward()
+        norms = rnn.state_grad_norms
+        results.append([y, *finals, x.grad, *(p.grad for p in rnn.parameters()), *([] if norms is None else [norms])])
+    return results
+
+
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False, "batch_first": True},
+    "dropout": {"dropout": 0.4, "input_dropout": 0.3, "recurrent_dropout": 0.2},
+    "candidate": {"input_dropout": 0.3, "recurrent_dropout": 0.2, "recurrent_dropout_mode": "candidate"},
+    "weight": {"dropout": 0.4, "recurrent_dropout": 0.2, "recurrent_dropout_mode": "weight"},
+    "norm clip": {"state_grad_clip": 0.05, "record_state_grad_norms": True},
+    "value clip": {"state_grad_clip": 0.01, "state_grad_clip_mode": "value", "record_state_grad_norms": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_modules_give_the_same_either_way(monkeypatch, kernels, name, options):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    torch.manual_seed(0)
+    rnn = getattr(fastrnn, name)(5, 9, num_layers=3, dtype=torch.float64, device=device, **options)
+    x = torch.randn((4, 7, 5) if options.get("batch_first") else (7, 4, 5), dtype=torch.float64, device=device)
+    with fastrnn.backend(kernels):
+        by_layers, stacked = both_ways(monkeypatch, rnn, x, 3)
+    assert any(type(call).__name__ == "StackFunctionBackward" for call in graph_of(stacked[0]))
+    for one, other in zip(stacked, by_layers, strict=True):
+        assert_equal_to_rounding(one, other)
+    if options.get("record_state_grad_norms"):
+        assert rnn.state_grad_norms.shape == (3, 7, 4) and rnn.state_grad_clipped.any()
+
+
+def graph_of(tensor):
+    found, stack = set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_inference_and_storage_types(monkeypatch, kernels, dtype):
+    device = "cuda" if kernels == "cuda" else "cpu"
+    torch.manual_seed(0)
+    rnn = fastrnn.LSTM(5, 20, num_layers=4, dtype=dtype, device=device)
+    x = torch.randn(9, 3, 5, dtype=dtype, device=device)
+    with fastrnn.backend(kernels):
+        by_layers, stacked = both_ways(monkeypatch, rnn, x, 4)
+        with torch.no_grad():
+            y, _ = rnn(x)
+        exact, _ = both_ways(monkeypatch, copy.deepcopy(rnn).double(), x.double(), 4)
+    for ours, plain, true in zip(stacked, by_layers, exact, strict=True):
+        assert_error_ratio(ours, plain, true, 3)
+    assert y.equal(stacked[0])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_an_output_may_be_changed_in_place_and_a_graph_used_twice(monkeypatch, kernels):
+    monkeypatch.setenv("FASTRNN_WAVEFRONT", "2")
+    device = "cuda" if kernels == "cuda" else "cpu"
+    rnn = fastrnn.GRU(3, 4, num_layers=2, dtype=torch.float64, device=device)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    with fastrnn.backend(kernels):
+        y, _ = rnn(x)
+        first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+        y.mul_(2)
+        assert_equal_to_rounding(torch.autograd.grad(y.sum(), x)[0], 2 * first)
+
+
+def test_what_cannot_be_a_wavefront_runs_layer_by_layer(monkeypatch):
+    monkeypatch.setenv("FASTRNN_WAVEFRONT", "2")
+    x = torch.randn(6, 3, 4)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 4, 3])
+    with fastrnn.backend(KERNELS[0]):
+        for rnn, given in (
+            (fastrnn.LSTM(4, 5, num_layers=2, bidirectional=True), x),
+            (fastrnn.LSTM(4, 5, num_layers=2, proj_size=3), x),
+            (fastrnn.LSTM(4, 5, num_layers=9), x),
+            (fastrnn.LSTM(4, 5, num_layers=2), packed),
+        ):
+            y = rnn(given)[0]
+            y = y.data if given is packed else y
+            assert not any(type(call).__name__ == "StackFunctionBackward" for call in graph_of(y))
+
+
+def test_explain_says_how_layers_run_and_a_bad_choice_is_named(monkeypatch):
+    rnn, x = fastrnn.LSTM(64, 512, num_layers=2, dtype=torch.bfloat16), torch.empty(512, 16, 64, dtype=torch.bfloat16)
+    monkeypatch.setenv("FASTRNN_PLANS", "all")
+    with fastrnn.backend(KERNELS[0]):
+        assert "2 at once as a wavefront, 9 stages of 64 steps" in fastrnn.explain(rnn, x)
+        monkeypatch.setenv("FASTRNN_WAVEFRONT", "0")
+        assert "one after another (FASTRNN_WAVEFRONT=0)" in fastrnn.explain(rnn, x)
+        monkeypatch.setenv("FASTRNN_WAVEFRONT", "yes")
+        with pytest.raises(ValueError, match="FASTRNN_WAVEFRONT should be auto, 0 or the steps of a chunk, got 'yes'"):
+            fastrnn.explain(rnn, x)
+
+
+def test_a_batch_that_fills_the_device_runs_layer_by_layer():
+    limits = _C.DeviceLimits(9, 0, 132, 232448, [132, 66, 0, 32, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 8])
+    small = plans.Request(2, 3, 512, 16, 512, 512, 1, False, False, "all")
+
+    def choice(layers=2, **changes):
+        return wavefronts.choose(small._replace(**changes), layers, True, limits)
+
+    assert choice().chunk == 64 and choice().us < choice().us_by_layers / 1.5
+    deep = choice(6, batch=10, hidden_size=256, state_size=256)
+    assert deep.us < deep.us_by_layers / 2.5
+    assert choice(batch=128).chunk == 0 and choice(steps=30).chunk == 0 and choice(allowed="matmul").chunk == 0
+
+
+def test_operators_check_what_a_stage_is():
+    inputs, _, _ = make_stack("gru", 2, steps=4, batch=2, hidden_size=3)
+    h0, w_hh = inputs[1], [inputs[3], inputs[7]]
+    gates = torch.zeros(2, 8, 9, dtype=torch.float64)
+    y, h_n = torch.empty(2, 8, 3, dtype=torch.float64), torch.empty_like(h0)
+
+    def call(operators, chunk, stage, y=y, lengths=None):
+        more = (None, None, lengths, None, y, h_n, None, False, None, None, None, None, "", chunk, stage)
+        operators.recurrence_forward(3, 0, gates, w_hh, [], [], h0, *more)
+
+    operators = getattr(torch.ops, NAMESPACES[KERNELS[0]])
+    with pytest.raises(RuntimeError, match=r"^stage is 3 of chunk 2, expected a stage from 0 to 2"):
+        call(operators, 2, 3)
+    with pytest.raises(RuntimeError, match=r"^stage is 0 of chunk -1, expected"):
+        call(operators, -1, 0)
+    with pytest.raises(RuntimeError, match=r"^a stack of layers takes neither lengths, offsets nor w_hr"):
+        call(operators, 2, 0, lengths=torch.tensor([4, 4]))
+    with pytest.raises(RuntimeError, match=r"^y has shape \[8, 6\], expected \[2, 8, 3\]"):
+        call(operators, 2, 0, y=y.view(8, 6))
+    with pytest.raises(RuntimeError, match=r"^chunk is 2, but the CPU backend runs one layer at a time"):
+        call(torch.ops.fastrnn, 2, 0)
