@@ -35,6 +35,11 @@ def plan(
     return _C.plan(request, DEVICES[device])
 
 
+def is_two_level(plan: _C.Plan) -> bool:
+    """A grid of clusters, which backward alone has."""
+    return plan["team"] == "grid" and plan["cluster_size"] > 1
+
+
 def blocks(plan: _C.Plan) -> str:
     """Blocks a team and teams; the plan that torch's product is part of has none."""
     if not plan["num_teams"]:

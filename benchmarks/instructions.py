@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.devices import CELLS, DEVICES, SCALARS
+from benchmarks.devices import CELLS, DEVICES, SCALARS, is_two_level
 from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
 from benchmarks.step_time import CYCLES, Chain, beside_product
 from benchmarks.tables import table, write
@@ -178,8 +178,7 @@ class Name(NamedTuple):
             state_size=HIDDEN_SIZE, backward=self.direction == "backward", allows_tf32=tf32, all_plans=True,
         )  # fmt: skip
         for plan in _C.all_plans(request, DEVICES[self.device]):
-            is_two_level = plan["team"] == "grid" and plan["cluster_size"] > 1
-            team = "two-level" if is_two_level else plan["team"]
+            team = "two-level" if is_two_level(plan) else plan["team"]
             if (team, plan["samples"]) == (self.team, self.batch_tiles * SAMPLES):
                 return plan
         return None

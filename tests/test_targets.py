@@ -74,6 +74,13 @@ def test_cudnns_algorithm_is_the_one_that_torch_chooses(cell, arithmetic, target
     assert row(cell, arithmetic, target).algorithms == expected
 
 
+def test_no_shape_of_the_persistent_kernels_may_be_below_its_share():
+    persistent = next(line for line in targets.verdicts("H100") if line.startswith("persistent"))
+    cells = persistent.split(" | ")
+    assert cells[3] == "1" and cells[5] == "0.95"
+    assert cells[-1] == ("yes" if float(cells[2]) >= 1 and float(cells[4]) >= 0.95 else "no")
+
+
 def test_a_published_time_stands_for_no_smaller_layer():
     for device in DEVICES:
         for found in targets.rows(device):

@@ -61,7 +61,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   Acc bias[V][kSums];
   unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}; });
   unrolled<V, kSums>([&](int v, int i) { bias[v][i] = 0; });
-  const bool resumes = tiling.begin > 0 || tiling.phase == Phase::kFromNorm;
+  constexpr bool kStepwise = Exchange::Team::kStepwise;  // else a launch is the whole sequence
+  const bool resumes = kStepwise && (tiling.begin > 0 || tiling.phase == Phase::kFromNorm);
   for_own([&](int n, int v, int j) {
     if (!resumes) return;
     const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -250,7 +251,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   }
   exchange.team.finish();
 
-  const bool ends = tiling.end == T + 1;
+  const bool ends = !kStepwise || tiling.end == T + 1;
   for_own([&](int n, int v, int j) {
     const int unit = unit_of(v), sample = samples.index[n][j];
     const int64_t index = state_at(sample, unit);

@@ -1,6 +1,6 @@
 """Mistakes that the tests of the kernels have to find, each planted in a copy of the sources.
 
-A mistake replaces a text that occurs once. Only the instantiation that it names is compiled again; the program that compares
+A mistake replaces a text that occurs once. Only the unit that it names is compiled again; the program that compares
 the kernels with the textbook then has to fail, by its own word, on one of a few schedules.
 """
 
@@ -23,7 +23,7 @@ class Mistake:
     file: str  # in csrc
     text: str
     replacement: str
-    unit: str  # of csrc/cuda/instantiate
+    unit: str  # in csrc/cuda: what is compiled again
     cases: str  # word in the names of the cases (cases.h) that have to fail
     shows: str = ""  # what the output says, beside that numbers are wrong
 
@@ -32,13 +32,15 @@ class Mistake:
 
 
 def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake:
-    return Mistake(name, "cells.h", text, replacement, f"{cell}_float", f"{cell}-float")
+    return Mistake(name, "cells.h", text, replacement, f"instantiate/{cell}_float", f"{cell}-float")
 
 
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "matmul_float" if cases == "matmul" else f"{cell.replace('tanh', 'rnn')}_float"
+    unit = "instantiate/matmul_float" if cases == "matmul" else f"instantiate/{cell.replace('tanh', 'rnn')}_float"
+    if file == "slices.cuh":
+        unit = "slices"
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
 
 
@@ -86,7 +88,7 @@ MISTAKES = [
     kernel("one row of the padding not cleared", "backward.cuh", "t <= last; ++t)", "t < last; ++t)", ""),
     kernel("half of the samples missing in the bias", "backward.cuh", "mask = 1; mask < 4; mask *= 2)", "mask = 1; mask < 2; mask *= 2)", "grid"),
     kernel("gradient not carried past the norm", "backward.cuh",
-           "tiling.begin > 0 || tiling.phase == Phase::kFromNorm;", "tiling.begin > 0;", "stepwise"),
+           "tiling.begin > 0 || tiling.phase == Phase::kFromNorm);", "tiling.begin > 0);", "stepwise"),
     kernel("first slice alone in the bias", "slices.cuh", "slice < num_slices;", "slice < 1;", ""),
     kernel("tail of the operand not cleared", "team.cuh",
            "at(x, sample / kTileBatch, k)[sample % kTileBatch] = k < num_rows_ ? value(k, sample) : Op::operand(0);",
@@ -207,7 +209,7 @@ def build_with(mistake: Mistake, folder: Path) -> Path:
     """The program of build.build_recurrences, with one instantiation from the sources with the mistake."""
     right = build.recurrences_objects(build.PLAIN)
     root = plant(mistake, folder)
-    source = Path("csrc") / "cuda" / "instantiate" / f"{mistake.unit}.cu"
+    source = Path("csrc") / "cuda" / f"{mistake.unit}.cu"
     wrong = build.compile_object(root / source, folder, [*build.base_flags(root), "-O0", "-w"])
     # Where an inline function is in several objects, the first counts.
     objects = [wrong, *(path for name, path in right.items() if name != build.ROOT / source)]
