@@ -174,7 +174,7 @@ A multiprocessor of an {limits}.
 One block to a multiprocessor is the design where weights stay on the chip: registers and shared memory are where they lie, so what
 is left over is what they do not need, and a second block would hold weights that a larger team holds already. A step then waits for
 latencies that no other block hides, which is what the cost model adds up; the kernels are compiled for it
-(`__launch_bounds__({THREADS}, 1)`, up to 255 registers a thread). 
+(`__launch_bounds__({THREADS}, 1)`, up to 255 registers a thread).
 {_most_blocks([row for of_device in rows.values() for row in of_device])}
 
 ## By plan

@@ -129,11 +129,14 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
     if (tiling.phase != Phase::kFromNorm) {
       Acc sum[kN][1][4];
-      if (exchange.receive(turn, first_turn, sum))
-        for_own([&](int n, int v, int j) {
-          const Acc product = sum[n][0][v * 2 + j];
-          if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask(n, v, j) : product;
+      if (exchange.receive(turn, first_turn, sum)) {
+        if (masks_state) for_own([&](int n, int v, int j) { sum[n][0][v * 2 + j] *= mask(n, v, j); });
+        // Without a branch; who owns no units has no use for it.
+        unrolled<kN, V, 2>([&](int n, int v, int j) {
+          const Acc with_product = r[n][v][j].h + sum[n][0][v * 2 + j];
+          r[n][v][j].h = unit_of(v) < H && step + 1 < samples.length[n][j] ? with_product : r[n][v][j].h;
         });
+      }
       for_own([&](int n, int v, int j) {
         if (step + 1 != samples.length[n][j]) return;
         const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -197,6 +200,12 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     // The gradients of the gates take the place of what forward saved.
     Scalar(&grad_x)[kN][V][2][G] = gates;
     Scalar(&grad_n_h)[kN][V][2] = extra;
+    Acc keep[kN][V][2];  // of the candidate
+    unrolled<kN, V, 2>([&](int n, int v, int j) { keep[n][v][j] = 1; });
+    if (p.mask && !masks_state)
+      for_own([&](int n, int v, int j) {
+        if (is_live(n, j)) keep[n][v][j] = mask(n, v, j);
+      });
     if (owns_units)
       unrolled<kN, V>([&](int n, int v) {
         Element operand[2][G];
@@ -216,8 +225,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           } else {
             next.h = load(&h[n][v][j]);
           }
-          const Acc keep = lives && p.mask && !masks_state ? mask(n, v, j) : Acc(1);
-          const State<Acc> before = cell.backward(grad, saved, saved_extra, prev, next, keep, of_x, of_product);
+          const State<Acc> before =
+              cell.backward(grad, saved, saved_extra, prev, next, keep[n][v][j], of_x, of_product);
           r[n][v][j].h = lives ? before.h : r[n][v][j].h;
           r[n][v][j].c = lives ? before.c : r[n][v][j].c;
           unrolled<G>([&](int g) {
