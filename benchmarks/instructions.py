@@ -242,7 +242,8 @@ def _pushed(name: Name, step: Step, plan: _C.Plan) -> tuple[int, int]:
     if name.arithmetic == "bfloat16":  # the threads of a row share the peers
         pushes = step.counts[PARTS[3]]["16 B push to peer"] * math.ceil(plan["team_size"] / 4)
         return pushes, pushes * plan["unit_warps"] * LANES * 16
-    of_norm = 1 if name.direction == "backward" else 0
+    # that of a norm stands in a loop, too, or by itself
+    of_norm = name.direction == "backward" and not step.counts[PARTS[0]]["push to peer, narrower"]
     pushes = (step.counts[PARTS[3]]["push to peer, narrower"] - of_norm) * plan["team_size"]
     return pushes, pushes * plan["unit_warps"] * LANES * 8
 

@@ -70,7 +70,11 @@ def _best(
         instruction = instructions[index]
         if is_end(index):
             scores[state] = ((0, 0), -1) if loads == num_loads else None
-        elif index not in allowed or (_is_of_option(instruction) and not instruction.guard) or after(index, loads) > num_loads:
+        elif (
+            index not in allowed
+            or (_is_of_option(instruction) and not instruction.guard)
+            or after(index, loads) > num_loads
+        ):
             scores[state] = None
         else:
             next_states = [(i, after(index, loads)) for i in following[index]]

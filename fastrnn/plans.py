@@ -30,6 +30,50 @@ def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
     return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
 
 
+def _request(*, dtype: torch.dtype, **sizes: Any) -> _C.PlanRequest:
+    """With what FASTRNN_PLANS allows."""
+    from fastrnn import _C
+
+    allowed = os.environ.get("FASTRNN_PLANS", "")
+    return _C.PlanRequest(
+        scalar=_SCALARS.index(dtype),
+        wanted="" if allowed == "all" else allowed,
+        all_plans=allowed == "all",
+        **sizes,
+    )
+
+
+# Of `python -m fastrnn`.
+_TYPICAL = [(hidden_size, batch) for hidden_size in (128, 512, 1024) for batch in (1, 32)]
+_TYPICAL_STEPS = 512
+
+
+def typical_plans(limits: _C.DeviceLimits) -> list[str]:
+    """The plans of a few LSTMs in bfloat16 on such a device, a line per layer and pass."""
+    from fastrnn import _C
+
+    lines = []
+    for hidden_size, batch in _TYPICAL:
+        for backward in (False, True):
+            request = _request(
+                dtype=torch.bfloat16, cell=CELLS.index("lstm"), steps=_TYPICAL_STEPS, batch=batch, hidden_size=hidden_size,
+                state_size=hidden_size, backward=backward,
+            )  # fmt: skip
+            try:
+                plan = _C.plan(request, limits)
+                blocks = f" of {plan['team_size']} blocks" if plan["team_size"] > 1 else ""
+                clusters = (
+                    f" in clusters of {plan['cluster_size']}" if 1 < plan["cluster_size"] < plan["team_size"] else ""
+                )
+                text = f"{plan['team']}{blocks}{clusters}, predicted {plan['step_us']:.2f} us a step"
+            except ValueError as error:
+                text = str(error)
+            lines.append(
+                f"LSTM in bfloat16, hidden_size {hidden_size}, batch {batch}, {'backward' if backward else 'forward'}: {text}"
+            )
+    return lines
+
+
 def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limits: _C.DeviceLimits) -> list[str]:
     """A line per pass; all layers run the same plan, since the recurrence does not see their inputs."""
     from fastrnn import _C
@@ -39,9 +83,9 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
     clips_norm = rnn.state_grad_clip is not None and rnn.state_grad_clip_mode == "norm"
     lines = []
     for backward in (False, True):
-        request = _C.PlanRequest(
+        request = _request(
+            dtype=dtype,
             cell=CELLS.index(rnn.mode.lower()),
-            scalar=_SCALARS.index(dtype),
             steps=steps,
             batch=batch,
             hidden_size=rnn.hidden_size,
@@ -50,8 +94,6 @@ def _layer_plans(rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int, limit
             backward=backward,
             clips_norm=backward and clips_norm,
             allows_tf32=tf32,
-            wanted="" if allowed == "all" else allowed,
-            all_plans=allowed == "all",
         )
         plan = _C.plan(request, limits)
         lines.append(f"{'backward' if backward else 'forward '}  {plan['text']}")
@@ -79,6 +121,7 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
 
     Raises:
         TypeError: ``rnn`` is no fastrnn module, or ``x`` no tensor or PackedSequence.
+        ValueError: ``x`` is neither 2-D nor 3-D, or FASTRNN_PLANS is no plan or one that cannot run this.
         RuntimeError: the chosen backend does not run on x's device.
     """
     from fastrnn.base import RNNBase, autocast_dtype

@@ -41,14 +41,15 @@ class ClusterBase : public TeamBase<Op, kN_> {
     const int round = sums_++;
     double* parts = shared_.parts + round % 2 * tiling_.cluster_size * Base::kSamples;
     MBarrier* barrier = shared_.barriers + 2 + round % 2;
-    if (threadIdx.x < Base::kSamples) {
-      const double sum = this->sum_of_rows(shared_.sums, tiling_.unit_warps);
+    // A thread has a sample and a peer.
+    static_assert(kThreads / Base::kSamples >= kMaxClusterSize);
+    const int sample = threadIdx.x % Base::kSamples, peer = threadIdx.x / Base::kSamples;
+    double* part = parts + rank_ * Base::kSamples + sample;
+    if (peer < tiling_.cluster_size) {
+      const double sum = this->sum_of_rows(shared_.sums, tiling_.unit_warps, sample);
       uint2 words;
       memcpy(&words, &sum, 8);
-      double* part = parts + rank_ * Base::kSamples + threadIdx.x;
-      FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < tiling_.cluster_size; ++peer)
-        store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
+      store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
     }
     receive(barrier, round, tiling_.cluster_size * Base::kSamples * sizeof(double));
     return parts;

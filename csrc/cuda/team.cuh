@@ -125,14 +125,14 @@ class TeamBase {
     if (warp < tiling.unit_warps) store_sums_of_warp(value, sums + warp * kSamples);
     __syncthreads();
   }
-  // Of sample threadIdx.x: the sum over `count` rows of [.][kSamples] in shared memory.
-  FASTRNN_DEVICE static double sum_of_rows(const double* rows, int count) {
+  // Of a sample: the sum over `count` rows of [.][kSamples] in shared memory.
+  FASTRNN_DEVICE static double sum_of_rows(const double* rows, int count, int sample) {
     double sum = 0;
     FASTRNN_UNROLL_BY(4)
-    for (int i = 0; i < count; ++i) sum += rows[i * kSamples + threadIdx.x];
+    for (int i = 0; i < count; ++i) sum += rows[i * kSamples + sample];
     return sum;
   }
-  // The same of this thread's samples, wherever the rows lie; load(index). The lanes that have the same
+  // The same of a thread's samples, wherever the rows lie; load(index). The lanes that have the same
   // samples share the rows, then add crosswise: the order is fixed, and all of them and all blocks have the same to the bit.
   // kAtOnce: loads of a lane that are under way together.
   template <int kAtOnce = 1, typename Load>
@@ -257,7 +257,8 @@ class GridTeam : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE void store_part(int turn, double (&value)[kN][2]) {
     this->store_sums(value, tiling_, shared_.sums);
     if (threadIdx.x < Base::kSamples)
-      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] = this->sum_of_rows(shared_.sums, tiling_.unit_warps);
+      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] =
+          this->sum_of_rows(shared_.sums, tiling_.unit_warps, threadIdx.x);
   }
   FASTRNN_DEVICE void load_total(int turn, double (&value)[kN][2]) {
     this->template load_sums<4>(value, tiling_.team_size, [&](int i) { return load_l2(parts(turn) + i); });

@@ -97,7 +97,8 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
     const int round = this->sums_;
     double* of_clusters = totals(round);
     if (threadIdx.x < Base::kSamples)
-      of_clusters[cluster_ * Base::kSamples + threadIdx.x] = this->sum_of_rows(parts, this->tiling_.cluster_size);
+      of_clusters[cluster_ * Base::kSamples + threadIdx.x] =
+          this->sum_of_rows(parts, this->tiling_.cluster_size, threadIdx.x);
     raise(counter() + kCounterWords);
     wait_for(counter() + kCounterWords, round, num_clusters(), "a sum");
     this->load_sums(value, num_clusters(), [&](int i) { return load_l2(of_clusters + i); });
