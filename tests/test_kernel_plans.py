@@ -264,6 +264,20 @@ def test_large_layers_split_columns_over_warps_and_units_over_blocks(kernels, pl
         assert_error_ratio(our, low, true, 3, name)
 
 
+@pytest.mark.parametrize("plan", ["cluster", "grid", "grid:cluster=2"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_long_sequences_are_right_to_the_last_step(kernels, plan):
+    """Phases of barriers and counters that rise at every step, of operands and of norms."""
+    device = "cuda" if kernels == "cuda" else "cpu"
+    layer = small_weights(Case("lstm", steps=320, batch=2, hidden_size=33), torch.float32, device)
+    exact, exact_clipped = run(layer.to(torch.float64), "reference", clip="norm")
+    plain, _ = run(layer, "reference", clip="norm")
+    ours, clipped = run(layer, kernels, plan, clip="norm")
+    assert clipped.equal(exact_clipped) and clipped.any() and not clipped.all()
+    for name, our, low, true in zip(names_of(layer), ours, plain, exact, strict=True):
+        assert_error_ratio(our, low, true, 3, name)
+
+
 DEVICES = ["H100", "A100", "RTX 4090", "small", "old", "H100 with code for 8.0", "H100 with code for 7.5"]
 
 
