@@ -66,7 +66,9 @@ def complaints(rows: list[dict[str, Any]], size: int) -> list[str]:
         if count > MAX_KERNELS:
             result.append(f"{arch} has {count} kernels, at most {MAX_KERNELS} are allowed")
     result += [
-        f"{row['kernel']} is in the library {row['copies']} times for {row['arch']}" for row in rows if row["copies"] > 1
+        f"{row['kernel']} is in the library {row['copies']} times for {row['arch']}"
+        for row in rows
+        if row["copies"] > 1
     ]
     for row in rows:
         uses_tensor_cores = "Tensor<" in row["kernel"] and row["all"] > 64  # a stub of an older architecture is shorter

@@ -25,12 +25,13 @@ def plan(
     hidden_size: int,
     backward: bool,
     directions: int = 1,
+    clips_norm: bool = False,
 ) -> _C.Plan:
     """The fastest, with FASTRNN_PLANS=all."""
     scalar, tf32 = SCALARS[arithmetic]
     request = _C.PlanRequest(
         cell=CELLS[cell], scalar=scalar, steps=steps, batch=batch, hidden_size=hidden_size, state_size=hidden_size,
-        directions=directions, backward=backward, allows_tf32=tf32, all_plans=True,
+        directions=directions, backward=backward, clips_norm=clips_norm, allows_tf32=tf32, all_plans=True,
     )  # fmt: skip
     return _C.plan(request, DEVICES[device])
 

@@ -30,7 +30,11 @@ def rows_of(check_library, monkeypatch, *kernels):
 
 def test_a_kernel_is_counted_once_however_many_copies_there_are(check_library, monkeypatch):
     rows = rows_of(
-        check_library, monkeypatch, ("_Z5smallv", "LDS.128 R0, [R0]"), ("_Z5smallv", "LDS.128 R0, [R0]"), ("_Z5otherv", "NOP")
+        check_library,
+        monkeypatch,
+        ("_Z5smallv", "LDS.128 R0, [R0]"),
+        ("_Z5smallv", "LDS.128 R0, [R0]"),
+        ("_Z5otherv", "NOP"),
     )
     small, other = sorted(rows, key=lambda row: row["copies"], reverse=True)
     assert (small["copies"], small["all"], small["multiply-add"], small["shared 16 B load"]) == (2, 3, 1, 1)
