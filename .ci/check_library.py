@@ -2,7 +2,7 @@
 
     python .ci/check_library.py LIBRARY [--out FILE.json]
 
-Fails where it holds too much, or where a kernel of the tensor cores has no matrix instruction. With ``--out`` the table is
+Fails where it holds too much, a kernel more than once, or a kernel of the tensor cores without a matrix instruction. With ``--out`` the table is
 written as JSON and, beside it, as Markdown.
 """
 
@@ -30,13 +30,17 @@ INSTRUCTIONS = {  # what is counted: a name, and how the instruction begins
     "push to peer": ("STAS", "ST.E.ASYNC"),
     "local memory": ("LDL", "STL"),
 }
+COLUMNS = ("copies", "all", *INSTRUCTIONS)
 
 
 def counts(tool: str, library: Path) -> dict[str, dict[str, Counter[str]]]:
-    """Per architecture and kernel, how often each kind of instruction stands in it."""
+    """Per architecture and kernel, how often each kind of instruction stands in it; and its `copies`, of which the first is counted."""
     found: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
     for kernel in sass.kernels(sass.dump(tool, library)):
         of_kernel = found[kernel.arch].setdefault(kernel.symbol, Counter())
+        of_kernel["copies"] += 1
+        if of_kernel["copies"] > 1:
+            continue
         for instruction in kernel.instructions:
             of_kernel["all"] += 1
             for kind, beginnings in INSTRUCTIONS.items():
@@ -49,7 +53,7 @@ def table(found: dict[str, dict[str, Counter[str]]]) -> list[dict[str, Any]]:
     rows = []
     for arch, of_arch in sorted(found.items()):
         for name, counts in zip(sass.readable(list(of_arch)), of_arch.values(), strict=False):
-            rows.append({"arch": arch, "kernel": name, **{kind: counts[kind] for kind in ("all", *INSTRUCTIONS)}})
+            rows.append({"arch": arch, "kernel": name, **{kind: counts[kind] for kind in COLUMNS}})
     return sorted(rows, key=lambda row: (row["arch"], row["kernel"]))
 
 
@@ -61,6 +65,11 @@ def complaints(rows: list[dict[str, Any]], size: int) -> list[str]:
         print(f"{arch}: {count} kernels")
         if count > MAX_KERNELS:
             result.append(f"{arch} has {count} kernels, at most {MAX_KERNELS} are allowed")
+    result += [
+        f"{row['kernel']} is in the library {row['copies']} times for {row['arch']}"
+        for row in rows
+        if row["copies"] > 1
+    ]
     for row in rows:
         uses_tensor_cores = "Tensor<" in row["kernel"] and row["all"] > 64  # a stub of an older architecture is shorter
         if uses_tensor_cores and not row["matrix"]:
@@ -69,9 +78,8 @@ def complaints(rows: list[dict[str, Any]], size: int) -> list[str]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    kinds = ["all", *INSTRUCTIONS]
-    lines = ["| arch | kernel | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
-    lines += [f"| {r['arch']} | `{r['kernel']}` | " + " | ".join(str(r[k]) for k in kinds) + " |" for r in rows]
+    lines = ["| arch | kernel | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    lines += [f"| {r['arch']} | `{r['kernel']}` | " + " | ".join(str(r[k]) for k in COLUMNS) + " |" for r in rows]
     return "\n".join(lines) + "\n"
 
 

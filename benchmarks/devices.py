@@ -25,14 +25,20 @@ def plan(
     hidden_size: int,
     backward: bool,
     directions: int = 1,
+    clips_norm: bool = False,
 ) -> _C.Plan:
     """The fastest, with FASTRNN_PLANS=all."""
     scalar, tf32 = SCALARS[arithmetic]
     request = _C.PlanRequest(
         cell=CELLS[cell], scalar=scalar, steps=steps, batch=batch, hidden_size=hidden_size, state_size=hidden_size,
-        directions=directions, backward=backward, allows_tf32=tf32, all_plans=True,
+        directions=directions, backward=backward, clips_norm=clips_norm, allows_tf32=tf32, all_plans=True,
     )  # fmt: skip
     return _C.plan(request, DEVICES[device])
+
+
+def is_two_level(plan: _C.Plan) -> bool:
+    """A grid of clusters, which backward alone has."""
+    return plan["team"] == "grid" and plan["cluster_size"] > 1
 
 
 def blocks(plan: _C.Plan) -> str:

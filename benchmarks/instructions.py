@@ -20,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.devices import CELLS, DEVICES, SCALARS
+from benchmarks.devices import CELLS, DEVICES, SCALARS, is_two_level
 from benchmarks.sass import Instruction, Kernel, cuobjdump, dump, kernels, loops, readable
-from benchmarks.step_time import CYCLES, Chain, beside_product
+from benchmarks.step_time import CYCLES, Chain, before_product, beside_product
 from benchmarks.tables import table, write
 from fastrnn import _C
 
@@ -65,7 +65,8 @@ class Step(NamedTuple):
     """The loop over the steps: instructions by part of it and kind."""
 
     counts: dict[str, Counter[str]]
-    beside_product: Chain | None = None  # forward: from the product to the first push, at the reference
+    beside_product: Chain | None = None  # at the reference
+    parts: int | None = None  # cycles that adding the parts takes, where the step begins with them
 
     @property
     def matrix_of_a_chunk(self) -> int:
@@ -178,8 +179,7 @@ class Name(NamedTuple):
             state_size=HIDDEN_SIZE, backward=self.direction == "backward", allows_tf32=tf32, all_plans=True,
         )  # fmt: skip
         for plan in _C.all_plans(request, DEVICES[self.device]):
-            is_two_level = plan["team"] == "grid" and plan["cluster_size"] > 1
-            team = "two-level" if is_two_level else plan["team"]
+            team = "two-level" if is_two_level(plan) else plan["team"]
             if (team, plan["samples"]) == (self.team, self.batch_tiles * SAMPLES):
                 return plan
         return None
@@ -242,29 +242,39 @@ def _pushed(name: Name, step: Step, plan: _C.Plan) -> tuple[int, int]:
     if name.arithmetic == "bfloat16":  # the threads of a row share the peers
         pushes = step.counts[PARTS[3]]["16 B push to peer"] * math.ceil(plan["team_size"] / 4)
         return pushes, pushes * plan["unit_warps"] * LANES * 16
-    of_norm = 1 if name.direction == "backward" else 0
+    # that of a norm stands in a loop, too, or by itself
+    of_norm = name.direction == "backward" and not step.counts[PARTS[0]]["push to peer, narrower"]
     pushes = (step.counts[PARTS[3]]["push to peer, narrower"] - of_norm) * plan["team_size"]
     return pushes, pushes * plan["unit_warps"] * LANES * 8
 
 
-def _chain(name: Name, kernel: Kernel) -> Chain | None:
-    """None in backward, and where there is no plan."""
+def _chain(name: Name, kernel: Kernel) -> tuple[Chain | None, int | None]:
+    """Of a step, without the adding of parts; and the cycles of that, where there are any. None where there is no plan."""
     plan = name.plan()
-    if name.direction == "backward" or plan is None:
-        return None
+    if plan is None:
+        return None, None
     step, from_shared, from_memory, _ = loops_of(kernel.instructions)
-    tiles = 2 if name.cell == "LSTM" else GATES[name.cell]
+    of_chunks = from_shared | from_memory
+    if name.team == "two-level" or plan["scatters"]:
+        two_level = name.team == "two-level"
+        num_parts = plan["team_size"] // plan["cluster_size"] if two_level else plan["team_size"]
+        none, all_ = (
+            before_product(kernel, step, of_chunks, loads, two_level) for loads in (0, num_parts * name.batch_tiles)
+        )
+        return none, all_.cycles - none.cycles if none and all_ else None
+    tiles = 1 if name.direction == "backward" else 2 if name.cell == "LSTM" else GATES[name.cell]
     sums = (plan["splits"] - 1) * tiles * name.batch_tiles
-    return beside_product(kernel, step, from_shared | from_memory, sums)
+    return beside_product(kernel, step, of_chunks, sums), None
 
 
-def _chain_row(name: Name, chain: Chain) -> str:
-    plan = name.plan()
+def _chain_row(name: Name, step: Step) -> str:
+    plan, chain = name.plan(), step.beside_product
     assert plan is not None
+    assert chain is not None
     of_plan = re.search(r"\bcell ([\d.]+)", plan["bound"])
     return " | ".join([
         str(name), str(plan["splits"]), str(chain.instructions), str(chain.cycles), f"{chain.cycles / CYCLES:.2f}",
-        of_plan[1] if of_plan else "",
+        of_plan[1] if of_plan else "", "" if step.parts is None else f"{step.parts / CYCLES:.2f}",
     ])  # fmt: skip
 
 
@@ -345,16 +355,17 @@ before shared memory is.
     }
 ## Beside the product
 
-What a warp of forward goes through from the product to the first push, at the same sizes: instructions, and the cycles that the
+What a warp goes through beside the product at the same sizes, sums of splits, cell and all: instructions, and the cycles that the
 compiler's own stall counts and published latencies make of them (benchmarks/step_time.py), at {
         CYCLES
-    } a microsecond. `plan`: what
-csrc/plan.cpp counts for it, "cell".
+    } a microsecond. From the product
+to the first push; in backward's reduce-scatter and two-level exchange, whose step begins with parts of the sums, from those to the
+operand of the product, and `parts` is the adding of them, which is counted beside it. `plan`: what csrc/plan.cpp counts, "cell".
 
 {
         table(
-            f"{HEADER} | splits | instructions | cycles | us | plan",
-            [_chain_row(name, chain) for name in order if (chain := steps[name].beside_product)],
+            f"{HEADER} | splits | instructions | cycles | us | plan | parts, us",
+            [_chain_row(name, steps[name]) for name in order if steps[name].beside_product],
         )
     }
 ## Of the code
@@ -372,7 +383,8 @@ def read(lines: Iterable[str]) -> dict[Name, Step]:
     for kernel in kernels(lines):
         if "recurrence_" in kernel.symbol and (name := Name.of(kernel, readable([kernel.symbol])[0])):
             try:
-                found[name] = step_of(kernel.instructions)._replace(beside_product=_chain(name, kernel))
+                chain, parts = _chain(name, kernel)
+                found[name] = step_of(kernel.instructions)._replace(beside_product=chain, parts=parts)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     return found

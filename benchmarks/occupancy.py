@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.devices import CELLS, DEVICES
+from benchmarks.devices import CELLS, DEVICES, is_two_level
 from benchmarks.sass import cuobjdump, readable
 from benchmarks.tables import table, write
 from benchmarks.targets import TARGETS, Row
@@ -106,7 +106,7 @@ _OPERANDS = {
 
 def kernel_of(row: Row, plan: _C.Plan, backward: bool, kernels: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     """The kernel of a plan by its name; a stepwise plan runs the grid's. None where there is none of that name: torch's product."""
-    team = "grid" if plan["team"] == "stepwise" else plan["team"]
+    team = "twolevel" if is_two_level(plan) else "grid" if plan["team"] == "stepwise" else plan["team"]
     pattern = re.compile(
         rf"recurrence_{'backward' if backward else 'forward'}<{_OPERANDS[row.arithmetic]}, {row.cell}Cell, {team}Team, "
         rf"{plan['samples'] // 8}\b",
@@ -137,7 +137,8 @@ def _by_plan(device: str, kernels: dict[tuple[str, str], Usage]) -> Iterator[str
                 row = Row(device, cell, arithmetic, target)
                 for plan, backward in zip(row.plans, (False, True), strict=True):
                     key = kernel_of(row, plan, backward, kernels)
-                    cells = [cell, arithmetic, str(target), "backward" if backward else "forward", plan["team"]]
+                    name = "grid in clusters" if is_two_level(plan) else plan["team"]
+                    cells = [cell, arithmetic, str(target), "backward" if backward else "forward", name]
                     if key is None:
                         yield " | ".join([*cells, "", "", "", "", "", ""])
                         continue
@@ -149,12 +150,22 @@ def _by_plan(device: str, kernels: dict[tuple[str, str], Usage]) -> Iterator[str
                     ])  # fmt: skip
 
 
+def _most_blocks(rows: list[str]) -> str:
+    """A sentence on the rows of _by_plan."""
+    blocks = [int(cells[8]) for row in rows if (cells := row.split(" | "))[8]]
+    more = sum(count > 1 for count in blocks)
+    return "Of the plans below " + (
+        f"{more} of {len(blocks)} have room for a second block." if more else "none has room for a second block."
+    )
+
+
 def markdown(kernels: dict[tuple[str, str], Usage]) -> str:
     limits = "; ".join(
         f"{device} has {of.registers:,} registers, {of.threads:,} threads ({of.threads // of.warp} warps) and "
         f"{of.shared_bytes >> 10} KB of shared memory, of which {RESERVED_SHARED >> 10} KB a block is the system's"
         for device, of in MULTIPROCESSORS.items()
     )
+    rows = {device: list(_by_plan(device, kernels)) for device in DEVICES}
     text = f"""# Registers and shared memory against occupancy
 
 Read from the library and from csrc/plan.cpp by benchmarks/occupancy.py; nothing was measured. Blocks have {THREADS} threads.
@@ -163,7 +174,8 @@ A multiprocessor of an {limits}.
 One block to a multiprocessor is the design where weights stay on the chip: registers and shared memory are where they lie, so what
 is left over is what they do not need, and a second block would hold weights that a larger team holds already. A step then waits for
 latencies that no other block hides, which is what the cost model adds up; the kernels are compiled for it
-(`__launch_bounds__({THREADS}, 1)`, up to 255 registers a thread). Two blocks fit where the layer is small.
+(`__launch_bounds__({THREADS}, 1)`, up to 255 registers a thread).
+{_most_blocks([row for of_device in rows.values() for row in of_device])}
 
 ## By plan
 
@@ -173,7 +185,7 @@ At the shapes of the targets, the fastest plan with FASTRNN_PLANS=all. `shared b
         "cell | arithmetic | B, T, H | pass | plan | samples | registers | shared bytes | blocks | limited by | warps"
     )
     for device in DEVICES:
-        text += f"\n### {device}\n\n" + table(header, _by_plan(device, kernels))
+        text += f"\n### {device}\n\n" + table(header, rows[device])
     text += "\n## By kernel\n\nWhat registers and static shared memory alone allow.\n\n"
     return text + table(
         "device | kernel | registers | static shared bytes | blocks | limited by | warps", _by_kernel(kernels)

@@ -62,8 +62,8 @@ py::dict plan_dict(const fastrnn::Plan& plan) {
                   "samples"_a = plan.batch_tiles * fastrnn::cuda::kTileBatch, "unit_warps"_a = tiling.unit_warps,
                   "splits"_a = tiling.splits, "chunks"_a = tiling.chunks, "shared_chunks"_a = tiling.shared_chunks,
                   "scatters"_a = plan.scatters, "exchange_bytes"_a = plan.exchange_bytes,
-                  "shared_bytes"_a = plan.shared_bytes, "step_us"_a = plan.step_us, "bound"_a = fastrnn::bound(plan),
-                  "text"_a = fastrnn::describe(plan));
+                  "shared_bytes"_a = plan.shared_bytes, "step_us"_a = plan.step_us, "start_us"_a = plan.start_us,
+                  "bound"_a = fastrnn::bound(plan), "text"_a = fastrnn::describe(plan));
 }
 
 fastrnn::DeviceLimits device_limits(int major, int minor, int multiprocessors, int shared_per_block,
@@ -126,5 +126,5 @@ PYBIND11_MODULE(_C, m) {
         for (const fastrnn::Plan& plan : fastrnn::all_plans(request, device)) plans.append(plan_dict(plan));
         return plans;
       },
-      "All plans that could run, the fastest first.");
+      "All plans that could run, the fastest over all steps first.");
 }

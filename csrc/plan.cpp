@@ -20,10 +20,24 @@ constexpr double kGridSync = 0.75;     // release/acquire counter in L2
 constexpr double kLaunchSync = 2.1;    // kernel boundary on a stream
 constexpr double kMatmulSync = 6;      // a small product of torch's: dispatch on the host, which the stream waits for
 // Sums of the splits and the cell, up to the first push, with one and with two tiles of samples: the stall counts of the machine
-// code (benchmarks/results/instructions.md, "Beside the product"), of forward; backward is counted as long.
-constexpr double kPointwise[] = {0.52, 0.77}, kGruPointwise[] = {0.65, 1.1};
+// code (benchmarks/results/instructions.md, "Beside the product"). Backward `after_parts`, which are added beside it, has no splits
+// to add before the cell.
+struct PointwiseCosts {
+  double forward[2], backward[2], after_parts[2];
+};
+constexpr PointwiseCosts kRnnPointwise{{0.5, 0.75}, {0.48, 0.58}, {0.28, 0.42}};
+constexpr PointwiseCosts kLstmPointwise{{0.52, 0.8}, {0.64, 0.9}, {0.5, 0.64}};
+constexpr PointwiseCosts kGruPointwise{{0.65, 1.1}, {0.54, 0.72}, {0.38, 0.6}};
+// A block's part of a sum, added ("parts" in the same table).
+constexpr double kPart[] = {0.012, 0.015};
 constexpr double kMatmulCell = 0.15;  // in a kernel of its own, whose launch is counted apart
 constexpr double kClock = 1755;       // cycles a microsecond
+// The norm of the recurrent gradient at a step, beside the exchange of its parts: squares, the sum over the lanes of a warp, over the
+// warps of a block, and over the lanes that have loaded the parts (team.cuh); then the loads, of eight parts from shared memory or of
+// 32 from L2. Reckoned from the latencies of benchmarks/step_time.py, some 600 cycles.
+constexpr double kNorm = 0.35, kNormPartsShared = 0.03, kNormPartsL2 = 0.16;
+// Before the first step: one more launch, and, for a cooperative launch and for the clearing of counters before it, another each.
+constexpr double kClearing = kLaunchSync, kCooperation = kLaunchSync;
 // Bytes or multiply-adds a cycle and multiprocessor.
 constexpr double kClusterBytes = 14, kL2Bytes = 36, kSharedBytes = 128;
 constexpr double kTensor16Rate = 0.62 * 2048, kTf32Rate = 0.62 * 1024, kFloatRate = 128, kDoubleRate = 64;
@@ -86,6 +100,14 @@ KernelFacts kernel_of(const PlanRequest& request, const Candidate& candidate, co
   return facts;
 }
 
+const PointwiseCosts& pointwise_of(CellKind cell) {
+  switch (num_gates(cell)) {
+    case 4: return kLstmPointwise;
+    case 3: return kGruPointwise;
+    default: return kRnnPointwise;
+  }
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
 
@@ -108,6 +130,19 @@ int64_t fixed_shared(const Plan& plan, const KernelFacts& kernel, const OperandF
   const int acc_bytes = std::max(operand.element_bytes, 4);
   const int64_t num_owners = plan.is_two_level() ? tiling.tile_warps : tiling.unit_warps;
   return bytes + aligned((tiling.splits - 1) * num_owners * batch_tiles * kernel.tiles * 32 * 4 * acc_bytes);
+}
+
+// Of a step, without the exchange of what the blocks have summed.
+double norm_us(const Plan& plan) {
+  const cuda::Tiling& tiling = plan.tiling;
+  switch (plan.team) {
+    case Team::kBlock: return kNorm;
+    case Team::kCluster: return kNorm + ceil_div(tiling.team_size, 8) * kNormPartsShared;
+    default:
+      if (!plan.is_two_level()) return kNorm + ceil_div(tiling.team_size, 32) * kNormPartsL2;
+      return kNorm + ceil_div(tiling.cluster_size, 8) * kNormPartsShared +
+             ceil_div(tiling.num_clusters, 8) * kNormPartsL2;
+  }
 }
 
 Arithmetic arithmetic_of(const PlanRequest& request) {
@@ -231,18 +266,25 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
   // Two-level: of a block's part for its row, which is as many as it receives of the others'.
   const double between_clusters = candidate.is_two_level() ? tiles_of_row(tiling) * kernel.units * samples * 4 : 0;
   if (tiling.team_size > 1) plan.exchange_bytes = static_cast<int64_t>(received + between_clusters);
+  const PointwiseCosts& pointwise = pointwise_of(shape.cell);
+  const int tile = candidate.batch_tiles - 1;
   plan.costs = {{
       {"multiply-adds", busy_warps * kernel.tiles * 16.0 * columns * samples / operand.rate / kClock},
       {"weights from shared memory",
        tiling.shared_chunks * double(per_chunk) * busy_warps / kWarps / kSharedBytes / kClock},
       {"weights from L2",
        (team == Team::kStepwise ? tiling.chunks : streamed_chunks) * double(per_chunk) / kL2Bytes / kClock},
-      {"cell", (num_gates(shape.cell) == 3 ? kGruPointwise : kPointwise)[candidate.batch_tiles - 1]},
+      {"cell", (!request.backward                           ? pointwise.forward
+                : plan.scatters || candidate.is_two_level() ? pointwise.after_parts
+                                                            : pointwise.backward)[tile]},
+      {"", 0},
       {"", 0},
   }};
   const int barriers = request.clips_norm ? 2 : 1;
   double hand_on = received / (tiling.cluster_size > 1 ? kClusterBytes : kL2Bytes) / kClock;
-  if (plan.scatters) hand_on += received / kSharedBytes / kClock + kBlockSync / 2;  // to add them; before the product
+  if (plan.scatters)  // to add them; before the product
+    hand_on += std::max(tiling.team_size * kPart[tile], received / kSharedBytes / kClock) + kBlockSync / 2;
+  if (candidate.is_two_level()) hand_on += tiling.num_clusters * kPart[tile];
   switch (team) {
     case Team::kBlock: plan.costs[4] = {"barriers", kBlockSync}; break;
     case Team::kCluster: plan.costs[4] = {"cluster barrier and exchange", kClusterSync * barriers + hand_on}; break;
@@ -254,11 +296,20 @@ std::pair<std::optional<Plan>, std::string> consider(const PlanRequest& request,
       break;
     default: plan.costs[4] = {"launch and exchange", kLaunchSync / rounds * barriers + hand_on};
   }
+  plan.costs[5] = {"sum of the norm", request.clips_norm ? norm_us(plan) : 0};
   std::stable_sort(plan.costs.begin(), plan.costs.end(),
                    [](const StepCost& a, const StepCost& b) { return a.us > b.us; });
   for (StepCost& cost : plan.costs) {
     cost.us *= rounds;
     plan.step_us += cost.us;
+  }
+  if (tiling.persistent) {
+    // Every round is blocks that fetch their weights. A grid is as many launches as rounds.
+    const double kept = std::min<int64_t>(tiling.chunks, kernel.register_chunks + tiling.shared_chunks);
+    const double weights = kept * per_chunk * busy_warps / kWarps / kL2Bytes / kClock;
+    const bool is_grid = team == Team::kGrid;
+    plan.start_us = (is_grid ? rounds : 1) * kLaunchSync + rounds * weights;
+    if (is_grid) plan.start_us += kClearing + rounds * kCooperation;
   }
   return {plan, ""};
 }
@@ -284,6 +335,7 @@ Plan matmul_plan(const PlanRequest& request, const DeviceLimits& device) {
       {"weights from L2", shape.directions * weights * element_bytes / kL2Bytes / whole_device},
       {"launches", kLaunchSync * kernels + kMatmulSync * products * shape.directions},
       {"cell", kMatmulCell + cell_bytes / kL2Bytes / whole_device},
+      {"", 0},
       {"", 0},
   }};
   std::stable_sort(plan.costs.begin(), plan.costs.end(),
@@ -333,6 +385,7 @@ std::string describe(const Plan& plan) {
            << " of " << ceil_div(plan.exchange_bytes, 1024) << " KB a block and step";
   }
   text << ", predicted " << std::fixed << plan.step_us << " us a step (" << bound(plan) << ")";
+  if (plan.start_us > 0) text << " and " << plan.start_us << " us before the first";
   return text.str();
 }
 

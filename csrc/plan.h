@@ -67,7 +67,11 @@ struct Plan {
   bool scatters;                  // backward: exchanges by reduce-scatter, else by all-gather
   int64_t exchange_bytes;         // that a block receives at a step; 0: no other block sends
   double step_us;                 // predicted
-  std::array<StepCost, 5> costs;  // what it is made of, the largest first
+  std::array<StepCost, 6> costs;  // what it is made of, the largest first
+  // Predicted, before the first step: the launch, the weights that stay on the chip, counters. 0 where all of that is a step's.
+  double start_us;
+
+  double total_us(int64_t steps) const { return start_us + double(steps) * step_us; }
 
   // A grid of clusters: exchanges within each, then between them (cuda/two_level.cuh).
   bool is_two_level() const { return team == Team::kGrid && tiling.cluster_size > 1; }
@@ -76,7 +80,7 @@ struct Plan {
 // Throws std::invalid_argument with the reason where the wanted plan does not run this.
 Plan make_plan(const PlanRequest& request, const DeviceLimits& device);
 
-// All that could run it, the fastest first.
+// All that could run it, the fastest over all steps first.
 std::vector<Plan> all_plans(const PlanRequest& request, const DeviceLimits& device);
 
 // What bounds a step: its costs, the largest first.

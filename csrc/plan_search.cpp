@@ -1,7 +1,10 @@
 // Which plan runs a request: the fastest of the candidates, or the one that is asked for.
 #include <algorithm>
 #include <map>
+#include <set>
+#include <sstream>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "plan_candidates.h"
@@ -47,11 +50,25 @@ struct Wanted {
            cluster.value_or(plan.tiling.cluster_size) == plan.tiling.cluster_size;
   }
   static int samples_of(const Plan& plan) { return plan.batch_tiles * kTileBatch; }
-  static std::string options_of(const Plan& plan) {
-    return "blocks=" + std::to_string(plan.tiling.team_size) + ",samples=" + std::to_string(samples_of(plan)) +
-           ",cluster=" + std::to_string(plan.tiling.cluster_size);
-  }
 };
+
+// What could have been asked for, in the order of its numbers.
+using Options = std::tuple<int, int, int>;  // blocks, samples, cluster
+Options options_of(const Plan& plan) {
+  return {plan.tiling.team_size, Wanted::samples_of(plan), plan.tiling.cluster_size};
+}
+std::string list(const std::set<Options>& options) {
+  constexpr size_t kMostNamed = 8;
+  std::ostringstream text;
+  text << "there are";
+  size_t count = 0;
+  for (const auto& [blocks, samples, cluster] : options) {
+    if (count++ == kMostNamed) break;
+    text << " blocks=" << blocks << ",samples=" << samples << ",cluster=" << cluster;
+  }
+  if (options.size() > kMostNamed) text << " and " << options.size() - kMostNamed << " more";
+  return text.str();
+}
 
 Wanted parse_wanted(const std::string& text) {
   Wanted wanted;
@@ -80,7 +97,7 @@ Wanted parse_wanted(const std::string& text) {
 Search search(const PlanRequest& request, const DeviceLimits& device) {
   Search found;
   const Wanted wanted = parse_wanted(request.wanted);
-  std::map<Team, std::vector<std::string>> others;
+  std::map<Team, std::set<Options>> others;
   const std::string only_matmul = only_matmul_because(request, device);
   const bool is_double = request.shape.scalar == ScalarKind::kDouble;
   const bool waits = request.all_plans || !request.wanted.empty() || waits_are_proven(device);
@@ -92,8 +109,9 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
     for (int size = device.multiprocessors; size > 1; size /= 2) candidates.push_back({Team::kGrid, tiles, size});
     for (int size : {2, 4, 8, 16})
       for (int unit_warps = 1; unit_warps <= kWarps; unit_warps *= 2)
-        if (request.backward && !is_double && tiles <= cuda::max_two_level_tiles(num_gates(request.shape.cell)) &&
-            size <= device.max_cluster_size() && device.compiled_arch >= cuda::kClusterMinArch)
+        if (request.backward && !is_double && !request.shape.is_stack() &&
+            tiles <= cuda::max_two_level_tiles(num_gates(request.shape.cell)) && size <= device.max_cluster_size() &&
+            device.compiled_arch >= cuda::kClusterMinArch)
           candidates.push_back({Team::kGrid, tiles, 0, size, unit_warps});
   }
   if (device.max_cluster_size() == 0)
@@ -116,7 +134,7 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
       if (plan && wanted.is(*plan, request.backward)) {
         found.plans.push_back(*plan);
       } else if (plan) {
-        others[team].push_back(Wanted::options_of(*plan));
+        others[team].insert(options_of(*plan));
       } else {
         // of a grid that is no grid of clusters, where there is one
         if (candidate.cluster_size > 1)
@@ -126,20 +144,16 @@ Search search(const PlanRequest& request, const DeviceLimits& device) {
       }
     }
   }
-  for (auto& [team, options] : others) {
-    std::sort(options.begin(), options.end());
-    options.erase(std::unique(options.begin(), options.end()), options.end());
-    std::string& reason = found.reasons[team] = "there are";
-    for (const std::string& plan : options) reason += ' ' + plan;
-  }
+  for (const auto& [team, options] : others) found.reasons[team] = list(options);
   if (request.shape.is_stack()) {
     found.reasons.try_emplace(Team::kMatmul, "it runs one layer at a time");
   } else if (wanted.is(Team::kMatmul) && !wanted.has_options()) {
     found.plans.push_back(matmul_plan(request, device));
   }
   if (wanted.has_options()) found.reasons.try_emplace(Team::kMatmul, "it has no blocks, samples or clusters to choose");
+  const int64_t steps = request.shape.is_stack() ? request.shape.chunk : request.shape.steps;
   std::stable_sort(found.plans.begin(), found.plans.end(),
-                   [](const Plan& a, const Plan& b) { return a.step_us < b.step_us; });
+                   [&](const Plan& a, const Plan& b) { return a.total_us(steps) < b.total_us(steps); });
   return found;
 }
 
@@ -157,7 +171,8 @@ Plan make_plan(const PlanRequest& request, const DeviceLimits& device) {
   if (!found.plans.empty()) return found.plans.front();
   for (const auto& [team, reason] : found.reasons)
     if (parse_wanted(request.wanted).team == team_name(team))
-      throw std::invalid_argument("plan is \"" + request.wanted + "\", which cannot run this: " + reason);
+      throw std::invalid_argument("plan is \"" + request.wanted + "\", which cannot run this in " +
+                                  (request.backward ? "backward" : "forward") + ": " + reason);
   throw std::invalid_argument("plan is \"" + request.wanted +
                               "\", expected \"block\", \"cluster\", \"grid\", \"stepwise\" or \"matmul\"");
 }

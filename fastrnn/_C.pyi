@@ -45,6 +45,7 @@ class Plan(TypedDict):
     exchange_bytes: int
     shared_bytes: int
     step_us: float
+    start_us: float  # before the first step
     bound: str
     text: str
 

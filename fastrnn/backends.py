@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from types import TracebackType
 
@@ -13,6 +15,11 @@ NAMES = ("auto", "cuda", "cpu", "reference", "emulated")
 
 _chosen = "auto"
 _told: set[str] = set()
+
+_PLANS = re.compile(
+    r"(all|(block|cluster|grid|stepwise|matmul)(:(blocks|samples|cluster)=\d+(,(blocks|samples|cluster)=\d+)*)?)?"
+)
+_checked_plans = ""
 
 
 def _check_possible(name: str) -> None:
@@ -59,12 +66,32 @@ class backend:
         return f"fastrnn.backend({_chosen!r})"
 
 
+def check_plans() -> None:
+    """
+    Raises:
+        ValueError: FASTRNN_PLANS is nothing that it can be, whether or not what runs here has plans.
+    """
+    global _checked_plans
+    plans = os.environ.get("FASTRNN_PLANS", "")
+    if plans == _checked_plans:
+        return
+    if not _PLANS.fullmatch(plans):
+        raise ValueError(
+            f'FASTRNN_PLANS is "{plans}", expected "all", "block", "cluster", "grid", "stepwise" or "matmul", after a plan '
+            'options as in "grid:blocks=64,samples=8,cluster=8", or nothing'
+        )
+    _checked_plans = plans
+
+
 def resolve(device: torch.device) -> str:
     """The backend that runs on tensors of this device: "cuda", "cpu", "emulated" or "reference".
 
     Raises:
         RuntimeError: the chosen backend does not run there.
+        ValueError: as check_plans.
     """
+    if not torch.compiler.is_compiling():
+        check_plans()
     if _chosen == "reference":
         return _chosen
     if _chosen == "auto":

@@ -1,4 +1,4 @@
-"""What ``python -m fastrnn`` prints: versions, backends, architectures built, the processor and the GPUs."""
+"""What ``python -m fastrnn`` prints: versions, backends, architectures built, the processor, the GPUs and their plans."""
 
 from __future__ import annotations
 
@@ -27,7 +27,20 @@ def _cuda() -> str:
     return "available"
 
 
+def _plans(index: int) -> list[str]:
+    """What would run on a GPU; nothing where there are no kernels for it."""
+    from fastrnn import plans
+
+    if not _library.is_loaded("cuda"):
+        return []
+    try:
+        return plans.typical_plans(plans.device_limits("cuda", torch.device("cuda", index)))
+    except RuntimeError as error:
+        return [f"no plans: {error}"]
+
+
 def _gpus(archs: list[str]) -> list[str]:
+    """A line a GPU, and one for each of its plans."""
     lines = []
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
@@ -35,7 +48,7 @@ def _gpus(archs: list[str]) -> list[str]:
         line = f"{torch.cuda.get_device_name(index)}, compute capability {number}"
         if archs and not _library.is_built_for(capability, archs):
             line += f": not built for; build again with TORCH_CUDA_ARCH_LIST={number}"
-        lines.append(line)
+        lines.extend([line, *_plans(index)])
     return lines or ["none visible"]
 
 

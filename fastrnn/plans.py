@@ -48,7 +48,6 @@ class Request(NamedTuple):
     def of(cls, rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int) -> Request:
         return cls(
             cell=CELLS.index(rnn.mode.lower()),
-            scalar=_SCALARS.index(dtype),
             steps=steps,
             batch=batch,
             hidden_size=rnn.hidden_size,
@@ -78,6 +77,45 @@ class Request(NamedTuple):
             all_plans=self.allowed == "all",
             chunk=chunk,
         )
+
+
+# Of `python -m fastrnn`.
+_TYPICAL = [(hidden_size, batch) for hidden_size in (128, 512, 1024) for batch in (1, 32)]
+_TYPICAL_STEPS = 512
+
+
+def typical_plans(limits: _C.DeviceLimits) -> list[str]:
+    """The plans of a few LSTMs in bfloat16 on such a device, a line per layer and pass."""
+    from fastrnn import _C
+
+    lines = []
+    for hidden_size, batch in _TYPICAL:
+        request = Request(
+            cell=CELLS.index("lstm"),
+            scalar=_SCALARS.index(torch.bfloat16),
+            steps=_TYPICAL_STEPS,
+            batch=batch,
+            hidden_size=hidden_size,
+            state_size=hidden_size,
+            directions=1,
+            clips_norm=False,
+            allows_tf32=False,
+            allowed=os.environ.get("FASTRNN_PLANS", ""),
+        )
+        for backward in (False, True):
+            try:
+                plan = _C.plan(request.of_pass(backward), limits)
+                blocks = f" of {plan['team_size']} blocks" if plan["team_size"] > 1 else ""
+                clusters = (
+                    f" in clusters of {plan['cluster_size']}" if 1 < plan["cluster_size"] < plan["team_size"] else ""
+                )
+                text = f"{plan['team']}{blocks}{clusters}, predicted {plan['step_us']:.2f} us a step"
+            except ValueError as error:
+                text = str(error)
+            lines.append(
+                f"LSTM in bfloat16, hidden_size {hidden_size}, batch {batch}, {'backward' if backward else 'forward'}: {text}"
+            )
+    return lines
 
 
 def _layer_plans(request: Request, limits: _C.DeviceLimits) -> list[str]:
@@ -113,6 +151,7 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
 
     Raises:
         TypeError: ``rnn`` is no fastrnn module, or ``x`` no tensor or PackedSequence.
+        ValueError: ``x`` is neither 2-D nor 3-D, or FASTRNN_PLANS is no plan or one that cannot run this.
         RuntimeError: the chosen backend does not run on x's device.
     """
     from fastrnn import wavefronts

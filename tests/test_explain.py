@@ -85,14 +85,18 @@ def test_clusters_of_a_grid_are_explained(monkeypatch):
         assert ", two-level exchange of " in backward
 
 
-@needs_emulated
-def test_options_of_a_plan_that_do_not_exist_are_named(monkeypatch):
-    monkeypatch.setenv("FASTRNN_PLANS", "grid:block=64")
-    with (
-        fastrnn.backend("emulated"),
-        pytest.raises(ValueError, match='with "block=64" where "blocks", "samples" or "cluster"'),
-    ):
-        fastrnn.explain(fastrnn.LSTM(3, 300), torch.zeros(9, 16, 3))
+@pytest.mark.parametrize("backend", [name for name in ("reference", "cpu", "emulated") if name in BACKENDS])
+@pytest.mark.parametrize("plans", ["clustr", "grid:block=64", "grid:", "all:samples=8", "grid:samples=eight", "Grid"])
+def test_plans_that_do_not_exist_are_named_with_the_variable_whatever_runs(monkeypatch, backend, plans):
+    monkeypatch.setenv("FASTRNN_PLANS", plans)
+    rnn, x = fastrnn.LSTM(3, 5), torch.zeros(9, 16, 3)
+    with fastrnn.backend(backend):
+        for call in (rnn, lambda x: fastrnn.explain(rnn, x)):
+            with pytest.raises(ValueError, match=f'FASTRNN_PLANS is "{plans}", expected "all", "block", "cluster"'):
+                call(x)
+        monkeypatch.setenv("FASTRNN_PLANS", "stepwise:samples=16,blocks=1")
+        with fastrnn.backend("reference"):
+            rnn(x)
 
 
 def test_clipping_by_norm_is_part_of_what_is_planned_and_recording_is_not(monkeypatch):

@@ -66,10 +66,12 @@ def chosen_cases() -> list:
     return result
 
 
-def run(layer, backend, plan="", clip=None):
+def run(layer, backend, plan="", clip=None, threshold=0.3):
     inputs = layer.require_grad()
     slot = torch.zeros(1)
-    outputs = layer.apply(backend, *inputs, plan=plan, clip_mode=clip, clip_threshold=0.3, slot=slot, record_key=987654)
+    outputs = layer.apply(
+        backend, *inputs, plan=plan, clip_mode=clip, clip_threshold=threshold, slot=slot, record_key=987654
+    )
     outputs = [layer.padded(outputs[0]), *outputs[1:]]
     grads = gradients(outputs, inputs)
     recorded = recording.recorded(987654)
@@ -262,6 +264,22 @@ def test_large_layers_split_columns_over_warps_and_units_over_blocks(kernels, pl
     ours, _ = run(layer, kernels, plan)
     for name, our, low, true in zip(names_of(layer), ours, plain, exact, strict=True):
         assert_error_ratio(our, low, true, 3, name)
+
+
+@pytest.mark.parametrize(
+    ("plan", "hidden", "threshold"),  # of about the median norm
+    [("cluster:blocks=2", 20, 0.85), ("grid:blocks=2,cluster=1", 20, 0.85), ("grid:blocks=4,cluster=2", 33, 1.05)],
+)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_long_sequences_are_right_to_the_last_step(kernels, plan, hidden, threshold):
+    """Phases of barriers and counters that rise at every step, of operands and of norms."""
+    device = "cuda" if kernels == "cuda" else "cpu"
+    layer = small_weights(Case("lstm", steps=300, batch=2, hidden_size=hidden), torch.float32, device)
+    exact, exact_clipped = run(layer.to(torch.float64), "reference", clip="norm", threshold=threshold)
+    ours, clipped = run(layer, kernels, plan, clip="norm", threshold=threshold)
+    assert clipped.equal(exact_clipped) and 0.2 < clipped.double().mean() < 0.8
+    for name, our, true in zip(names_of(layer), ours, exact, strict=True):
+        assert_equal_to_rounding(our, true.to(our.dtype), name)
 
 
 DEVICES = ["H100", "A100", "RTX 4090", "small", "old", "H100 with code for 8.0", "H100 with code for 7.5"]

@@ -122,6 +122,36 @@ def test_the_report_names_versions_backends_and_processor():
 
 
 @compiled
+def test_the_report_names_the_plans_of_every_gpu(monkeypatch):
+    _C = pytest.importorskip("fastrnn._C")
+    from fastrnn import plans
+
+    clusters = [132 // size for size in range(1, 17)]
+    limits = [_C.DeviceLimits(9, 0, 132, 232448, clusters), _C.DeviceLimits(8, 0, 108, 166912, [])]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 0)][index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["H100", "A100"][index])
+    monkeypatch.setattr(_library, "is_loaded", lambda _: True)
+    monkeypatch.setattr(plans, "device_limits", lambda _, device: limits[device.index])
+    for allowed, of_h100, of_a100 in [
+        ("all", r"(cluster|grid) of \d+ blocks( in clusters of \d+)?, predicted \d+\.\d\d us a step", "grid of "),
+        ("cluster", "cluster of ", 'plan is "cluster", which cannot run this in forward: the device has no'),
+        ("", "stepwise of ", "stepwise of "),
+    ]:
+        monkeypatch.setenv("FASTRNN_PLANS", allowed)
+        lines = info._gpus([])
+        first, second = (
+            lines.index(f"{name}, compute capability {number}.0") for name, number in (("H100", 9), ("A100", 8))
+        )
+        assert (first, second, len(lines)) == (0, 13, 26)
+        for begin, expected in ((first, of_h100), (second, of_a100)):
+            layers = [line.split(": ", 1)[0] for line in lines[begin + 1 : begin + 13]]
+            assert len(set(layers)) == 12
+            name = "LSTM in bfloat16, hidden_size 512, batch 32, forward: "
+            (text,) = (line for line in lines[begin + 1 : begin + 13] if line.startswith(name))
+            assert re.match(expected, text.removeprefix(name)), text
+
+
 def test_the_command_prints_the_report():
     result = subprocess.run([sys.executable, "-m", "fastrnn"], capture_output=True, text=True, check=True)
 

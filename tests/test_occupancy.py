@@ -7,7 +7,7 @@ pytest.importorskip("fastrnn._C")
 from benchmarks import occupancy
 from benchmarks.devices import DEVICES
 from benchmarks.occupancy import MULTIPROCESSORS, Occupancy, Usage
-from benchmarks.targets import TARGETS, Row, rows
+from benchmarks.targets import TARGETS, Row, Target, rows
 
 H100, A100 = MULTIPROCESSORS["H100"], MULTIPROCESSORS["A100"]
 SYMBOL = "_ZN7fastrnn4cuda18recurrence_forwardINS0_6TensorINS0_10HalfNumberI13__nv_bfloat16EEEENS0_8LstmCellENS0_11ClusterTeamELi1ELi1EEEvNS_13ForwardParamsENS0_6TilingENS0_9WorkspaceE"
@@ -59,3 +59,30 @@ def test_a_plan_finds_its_kernel_and_the_table_has_every_pass_of_every_shape():
     expected = sum(len(arithmetics) for _, arithmetics in TARGETS) * 3 * 2 * len(DEVICES)
     assert text.count("| forward |") + text.count("| backward |") == expected
     assert "nothing was measured" in text and "| cluster | 8 | 236 |" in text
+
+
+def test_a_grid_of_clusters_runs_the_kernel_of_its_own_and_is_called_so():
+    large = Target(32, 512, 1024)
+    row = Row("H100", "LSTM", "bfloat16", large)
+    backward = row.plans[1]
+    assert backward["team"] == "grid" and backward["cluster_size"] > 1
+    name = "recurrence_backward<Tensor<HalfNumber<__nv_bfloat16> >, LstmCell, {}, {}>"
+    kernels = {
+        ("sm_90a", name.format(team, tiles)): Usage(registers, 0)
+        for team, tiles, registers in [("GridTeam", 1, 101), ("GridTeam", 2, 102), ("TwoLevelTeam", 1, 103)]
+    }
+    key = occupancy.kernel_of(row, backward, True, kernels)
+    assert key is not None and kernels[key].registers == 103
+    text = occupancy.markdown(kernels)
+    shared = backward["shared_bytes"]
+    assert f"| LSTM | bfloat16 | {large} | backward | grid in clusters | 8 | 103 | {shared} | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sentence"),
+    [([1, 1], "none has room for a second block"), ([1, 2, 3], "2 of 3 have room for a second block")],
+)
+def test_the_preamble_says_what_the_table_says(blocks, sentence):
+    rows = [f"LSTM | tf32 | 1, 2, 3 | forward | block | 8 | 64 | 1024 | {count} | registers | 12%" for count in blocks]
+    empty = " | ".join(["LSTM", "tf32", "1, 2, 3", "forward", "matmul", *[""] * 6])
+    assert sentence in occupancy._most_blocks([*rows, empty])

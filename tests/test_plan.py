@@ -1,5 +1,7 @@
 """The plan (csrc/plan.h) on devices that are not here: what is chosen, what is refused and why. No GPU is needed."""
 
+import re
+
 import pytest
 
 from fastrnn import _library
@@ -128,10 +130,39 @@ def test_blocks_that_wait_for_each_other_are_chosen_only_where_that_is_proven_or
             assert waiting & {plan["team"] for plan in allowed}
 
 
-def test_the_fastest_is_chosen():
-    plans = _C.all_plans(request(all_plans=True), device("H100"))
-    assert [plan["step_us"] for plan in plans] == sorted(plan["step_us"] for plan in plans)
-    assert _C.plan(request(all_plans=True), device("H100")) == plans[0]
+@pytest.mark.parametrize("steps", [0, 1, 10, 1000])
+def test_the_fastest_over_all_steps_is_chosen(steps):
+    asked = request(all_plans=True, steps=steps)
+    plans = _C.all_plans(asked, device("H100"))
+    times = [plan["start_us"] + steps * plan["step_us"] for plan in plans]
+    assert times == sorted(times)
+    assert _C.plan(asked, device("H100")) == plans[0]
+
+
+def test_blocks_that_keep_weights_have_to_fetch_them_before_the_first_step():
+    for backward in (False, True):
+        plans = _C.all_plans(request(all_plans=True, hidden=64, backward=backward), device("H100"))
+        starts = {team: [p["start_us"] for p in plans if p["team"] == team] for team in {p["team"] for p in plans}}
+        assert set(starts["stepwise"] + starts["matmul"]) == {0}
+        # a launch, and for a grid also counters and cooperation
+        assert all(start > 2 for team in ("block", "cluster") for start in starts[team])
+        assert min(starts["grid"]) > max(starts["cluster"])
+        for plan in plans:
+            told = f" and {plan['start_us']:.2f} us before the first"
+            assert plan["text"].endswith(told) == (plan["start_us"] > 0)
+    few, many = (_C.plan(request(wanted="cluster:blocks=16", hidden=hidden), device("H100")) for hidden in (256, 512))
+    assert few["start_us"] < many["start_us"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_of_one_step_waits_for_nobody(cell):
+    for backward in (False, True):
+        for hidden in (512, 1024):
+            options = {"hidden": hidden, "batch": 16, "all_plans": True, "backward": backward}
+            one = _C.plan(request(cell, steps=1, **options), device("H100"))
+            assert one["team"] in ("stepwise", "matmul") and one["start_us"] == 0, one["text"]
+            many = _C.plan(request(cell, steps=1000, **options), device("H100"))
+            assert many["team"] in ("cluster", "grid"), many["text"]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +222,19 @@ def test_the_product_of_torch_serves_what_no_other_plan_can_run(options):
         (
             {"wanted": "cluster:blocks=5", "hidden": 64, "backward": True},
             "H100",
-            "which cannot run this: there are blocks=2,samples=16,cluster=2 blocks=2,samples=8,cluster=2 blocks=4,",
+            "which cannot run this in backward: there are blocks=2,samples=8,cluster=2 blocks=2,samples=16,cluster=2 blocks=4,",
         ),
         (
             {"wanted": "grid:cluster=2", "hidden": 32, "backward": True},
             "H100",
-            "which cannot run this: there are blocks=2,samples=16,cluster=1 blocks=2,samples=8,cluster=1",
+            "which cannot run this in backward: there are blocks=2,samples=8,cluster=1 blocks=2,samples=16,cluster=1",
         ),
         ({"wanted": "grid:cluster=2", "backward": True}, "A100", "cluster=1"),
+        (
+            {"wanted": "grid:blocks=5", "hidden": 1024},
+            "H100",
+            'plan is "grid:blocks=5", which cannot run this in forward: there are blocks=16,samples=8,cluster=1 ',
+        ),
         ({"wanted": "fast"}, "H100", 'plan is "fast", expected "block", "cluster", "grid", "stepwise" or "matmul"'),
     ],
 )
@@ -206,6 +242,15 @@ def test_a_plan_that_cannot_run_says_why(options, name, message):
     with pytest.raises(ValueError, match=".") as error:
         _C.plan(request(**options), device(name))
     assert message in str(error.value)
+
+
+def test_of_many_plans_the_smallest_are_named():
+    with pytest.raises(ValueError, match=".") as error:
+        _C.plan(request(wanted="grid:blocks=5", hidden=1024, backward=True), device("H100"))
+    named = re.findall(r"blocks=(\d+),samples=(\d+),cluster=(\d+)", str(error.value))
+    found = [tuple(map(int, numbers)) for numbers in named]
+    assert len(found) == 8 and found == sorted(found)
+    assert re.search(r" and \d+ more$", str(error.value))
 
 
 @pytest.mark.parametrize("scalar", ["float32", "float16", "bfloat16"])
@@ -363,7 +408,13 @@ def test_plans_are_those_that_the_code_holds(compiled_arch, teams):
 
 
 @pytest.mark.skipif(_library.build_info() is None, reason="not built")
-def test_normed_steps_cost_one_more_barrier():
-    plain = _C.plan(request(wanted="grid", backward=True), device("H100"))
-    normed = _C.plan(request(wanted="grid", backward=True, clips_norm=True), device("H100"))
-    assert normed["step_us"] > plain["step_us"]
+@pytest.mark.parametrize("wanted", ["block", "cluster", "grid:cluster=1", "grid:cluster=4"])
+def test_normed_steps_cost_one_more_barrier_and_the_sum(wanted):
+    options = {"wanted": wanted, "backward": True, "hidden": 64 if wanted == "block" else 512}
+    plain = _C.plan(request(**options), device("H100"))
+    normed = _C.plan(request(clips_norm=True, **options), device("H100"))
+    sum_us = float(re.search(r"sum of the norm ([\d.]+)", normed["bound"])[1])
+    assert sum_us > 0.3 and "sum of the norm" not in plain["bound"]
+    barrier = {"block": 0, "cluster": 0.2, "grid:cluster=1": 0.75, "grid:cluster=4": 0.95}[wanted]
+    if normed["team_size"] == plain["team_size"]:
+        assert normed["step_us"] - plain["step_us"] == pytest.approx(barrier + sum_us, abs=0.01)

@@ -31,10 +31,22 @@ def test_every_shape_of_the_targets_has_a_row_of_every_cell(device):
 
 def test_a_prediction_is_the_plans_and_the_products():
     found = row()
-    forward, backward = (plan["step_us"] for plan in found.plans)
+    forward, backward = (plan["step_us"] + plan["start_us"] / 512 for plan in found.plans)
     flops = 4 * 2 * 16 * 2048 * 512  # input projection, gradients of the input and of both weights
     assert found.products == pytest.approx(flops / (0.6 * 989e6))
     assert found.predicted == pytest.approx(forward + backward + found.products)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_clip_by_norm_leaves_the_share_that_its_plan_says(device):
+    found = row(device=device)
+    normed = found.plan(True, clips_norm=True)
+    slower = found.step_us(normed) - found.recurrence[1]
+    assert slower > 0.3 and "sum of the norm" in normed["bound"]
+    assert found.share_when_clipped == pytest.approx(found.predicted / (found.predicted + slower))
+    lines = [line.split(" | ") for line in targets._clipped(device)]
+    assert len(lines) == 9
+    assert all(float(worst) <= float(mean) < 1 for _, _, _, mean, worst, *_ in lines)
 
 
 def test_products_count_layers_directions_and_rows_that_exist():
@@ -72,6 +84,13 @@ def test_a_ratio_is_cudnns_time_over_the_prediction():
 )
 def test_cudnns_algorithm_is_the_one_that_torch_chooses(cell, arithmetic, target, expected):
     assert row(cell, arithmetic, target).algorithms == expected
+
+
+def test_no_shape_of_the_persistent_kernels_may_be_below_its_share():
+    persistent = next(line for line in targets.verdicts("H100") if line.startswith("persistent"))
+    cells = persistent.split(" | ")
+    assert cells[3] == "1" and cells[5] == "0.95"
+    assert cells[-1] == ("yes" if float(cells[2]) >= 1 and float(cells[4]) >= 0.95 else "no")
 
 
 def test_a_published_time_stands_for_no_smaller_layer():

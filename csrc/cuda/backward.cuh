@@ -34,13 +34,17 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   const int T = static_cast<int>(p.shape.steps);
   const int64_t D = p.shape.directions;
   const Place place = Place::of_block(tiling, p.shape.directions);
+  constexpr bool kRunsStages = Exchange::Team::kRunsStages;
+  const bool is_stack = kRunsStages && p.shape.is_stack();
   const int behind = static_cast<int>(p.shape.directions) - 1 - place.direction;
-  const Range range(p.shape, tiling, behind, tiling.phase == Phase::kFromNorm ? 0 : 1);
-  if (p.shape.is_stack() && range.begin >= range.end) return;
+  const Range range = kRunsStages ? Range(p.shape, tiling, behind, tiling.phase == Phase::kFromNorm ? 0 : 1)
+                                  : Range(static_cast<int>(p.shape.steps), 1);
+  if (is_stack && range.begin >= range.end) return;
   const int d = place.direction, warp = threadIdx.x / kWarp, unit_warp = warp % tiling.unit_warps;
   const bool owns_units = warp < tiling.unit_warps;
   const int first_unit = (place.rank * tiling.unit_warps + unit_warp) * kTileRows;
   const Lane lane = Lane::of_thread();
+  const auto runs_back = [&] { return kRunsStages ? p.shape.runs_back(d) : d == 1; };
   const Rows rows = Rows::of(p);
   const ThreadSamples<kN> samples(rows, workspace.order, place.slice);
 
@@ -64,7 +68,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   Acc bias[V][kSums];
   unrolled<kN, V, 2>([&](int n, int v, int j) { r[n][v][j] = {Acc(0), Acc(0)}; });
   unrolled<V, kSums>([&](int v, int i) { bias[v][i] = 0; });
-  const bool resumes = range.begin > 0 || tiling.phase == Phase::kFromNorm;
+  const bool resumes = range.begin > 0 || (kRunsStages && tiling.phase == Phase::kFromNorm);
   for_own([&](int n, int v, int j) {
     if (!resumes) return;
     const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -74,7 +78,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
   // What arrived at the turn that a stage begins with has been received at the end of the stage before.
   const int first_turn = range.first > 0 ? range.first : T - samples.longest;
-  if (tiling.persistent) exchange.start(first_turn);
+  if (!kRunsStages || tiling.persistent) exchange.start(first_turn);
   const float scale = loss_scale(p.grad_scale);
   const bool clips_norm = p.clip_mode == ClipMode::kNorm;
   const bool leaves_squares = workspace.sums.squares && owns_units && first_unit < H;
@@ -82,11 +86,11 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   int turn = range.begin > first_turn ? range.begin : first_turn;
   bool is_last = false;
   // Until the last turn, which leaves the loop; stepwise, one.
-  for (bool runs = turn < range.end; runs; ++turn, runs = tiling.persistent) {
+  for (bool runs = turn < range.end; runs; ++turn, runs = !kRunsStages || tiling.persistent) {
     const int step = T - 1 - turn;  // -1: the initial state
-    const auto step_t = [&](int n, int j) { return p.shape.runs_back(d) ? samples.length[n][j] - 1 - step : step; };
+    const auto step_t = [&](int n, int j) { return runs_back() ? samples.length[n][j] - 1 - step : step; };
     const auto row_of = [&](int n, int j) { return rows.row(step_t(n, j), samples.index[n][j]); };
-    const auto t_before = [&](int n, int j) { return p.shape.runs_back(d) ? samples.length[n][j] - step : step - 1; };
+    const auto t_before = [&](int n, int j) { return runs_back() ? samples.length[n][j] - step : step - 1; };
     const auto is_live = [&](int n, int j) { return step >= 0 && step < samples.length[n][j]; };
 
     // As they lie in memory, and without a branch, as in forward: what exists stands in where nothing is live.
@@ -116,18 +120,14 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
             c[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + row[j]) * H + unit : 0);
             if (step > 0) c_prev[n][v][j] = *at<Acc>(p.cells, lives ? (of_direction + before[j]) * H + unit : 0);
           } else {
-            h[n][v][j] =
-                *(lives ? at<Scalar>(p.y, (row[j] * tiling.y_row + d * tiling.y_direction) * H + unit) : stand_in);
+            h[n][v][j] = *(lives ? at<Scalar>(p.y, (row[j] * D + d) * H + unit) : stand_in);
           }
           if (reads_h_prev) {
-            const Scalar* of_state =
-                step > 0 ? at<Scalar>(p.y, (before[j] * tiling.y_row + d * tiling.y_direction) * H + unit)
-                         : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
+            const Scalar* of_state = step > 0 ? at<Scalar>(p.y, (before[j] * D + d) * H + unit)
+                                              : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
             h_prev[n][v][j] = *(lives ? of_state : stand_in);
           }
-          if (p.grad_y)
-            grad_y[n][v][j] =
-                *(lives ? at<Scalar>(p.grad_y, (row[j] * tiling.y_row + d * tiling.y_direction) * H + unit) : stand_in);
+          if (p.grad_y) grad_y[n][v][j] = *(lives ? at<Scalar>(p.grad_y, (row[j] * D + d) * H + unit) : stand_in);
         });
       });
       if constexpr (Cell::kHasCell)  // the only one in storage type: converted at once, but at one step alone
@@ -139,11 +139,14 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
 
     if (tiling.phase != Phase::kFromNorm) {
       Acc sum[kN][1][4];
-      if (exchange.receive(turn, first_turn, sum))
-        for_own([&](int n, int v, int j) {
-          const Acc product = sum[n][0][v * 2 + j];
-          if (step + 1 < samples.length[n][j]) r[n][v][j].h += masks_state ? product * mask(n, v, j) : product;
+      if (exchange.receive(turn, first_turn, sum)) {
+        if (masks_state) for_own([&](int n, int v, int j) { sum[n][0][v * 2 + j] *= mask(n, v, j); });
+        // Without a branch; who owns no units has no use for it.
+        unrolled<kN, V, 2>([&](int n, int v, int j) {
+          const Acc with_product = r[n][v][j].h + sum[n][0][v * 2 + j];
+          r[n][v][j].h = unit_of(v) < H && step + 1 < samples.length[n][j] ? with_product : r[n][v][j].h;
         });
+      }
       for_own([&](int n, int v, int j) {
         if (step + 1 != samples.length[n][j]) return;
         const int64_t index = state_at(samples.index[n][j], unit_of(v));
@@ -210,6 +213,12 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
     // The gradients of the gates take the place of what forward saved.
     Scalar(&grad_x)[kN][V][2][G] = gates;
     Scalar(&grad_n_h)[kN][V][2] = extra;
+    Acc keep[kN][V][2];  // of the candidate
+    unrolled<kN, V, 2>([&](int n, int v, int j) { keep[n][v][j] = 1; });
+    if (p.mask && !masks_state)
+      for_own([&](int n, int v, int j) {
+        if (is_live(n, j)) keep[n][v][j] = mask(n, v, j);
+      });
     if (owns_units)
       unrolled<kN, V>([&](int n, int v) {
         Element operand[2][G];
@@ -229,8 +238,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
           } else {
             next.h = load(&h[n][v][j]);
           }
-          const Acc keep = lives && p.mask && !masks_state ? mask(n, v, j) : Acc(1);
-          const State<Acc> before = cell.backward(grad, saved, saved_extra, prev, next, keep, of_x, of_product);
+          const State<Acc> before =
+              cell.backward(grad, saved, saved_extra, prev, next, keep[n][v][j], of_x, of_product);
           r[n][v][j].h = lives ? before.h : r[n][v][j].h;
           r[n][v][j].c = lives ? before.c : r[n][v][j].c;
           unrolled<G>([&](int g) {
@@ -265,7 +274,8 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
   exchange.team.finish();
 
   // In words of the launch and of the loop, since what is kept for it takes registers.
-  const bool ends = is_last && turn == T, adds_bias = tiling.begin > 0 || (p.shape.is_stack() && first_turn > 0);
+  const bool ends = !kRunsStages || (is_last && turn == T);
+  const bool adds_bias = tiling.begin > 0 || (is_stack && first_turn > 0);
   for_own([&](int n, int v, int j) {
     const int unit = unit_of(v), sample = samples.index[n][j];
     const int64_t index = state_at(sample, unit);
@@ -276,7 +286,7 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
       *at<Acc>(workspace.carried_h, index) = r[n][v][j].h;
       if constexpr (Cell::kHasCell) *at<Acc>(workspace.carried_c, index) = r[n][v][j].c;
     }
-    if (p.offsets || p.shape.is_stack() || tiling.phase == Phase::kUntilNorm) return;
+    if (p.offsets || is_stack || tiling.phase == Phase::kUntilNorm) return;
     // Steps past a length: their rows multiply in the products that follow, so they may not be NaN.
     const int last = T - 1 - tiling.begin, earliest = T - tiling.end;
     for (int t = earliest > samples.length[n][j] ? earliest : samples.length[n][j]; t <= last; ++t) {

@@ -27,20 +27,7 @@ class ClusterBase : public TeamBase<Op, kN_> {
   };
 
   FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
-    this->store_sums(value, tiling_, shared_.sums);
-    const int round = sums_++;
-    double* parts = shared_.parts + round % 2 * tiling_.cluster_size * Base::kSamples;
-    MBarrier* barrier = shared_.barriers + 2 + round % 2;
-    if (threadIdx.x < Base::kSamples) {
-      const double sum = this->sum_of_block(tiling_, shared_.sums);
-      uint2 words;
-      memcpy(&words, &sum, 8);
-      double* part = parts + rank_ * Base::kSamples + threadIdx.x;
-      FASTRNN_NO_UNROLL
-      for (int peer = 0; peer < tiling_.cluster_size; ++peer)
-        store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
-    }
-    receive(barrier, round, tiling_.cluster_size * Base::kSamples * sizeof(double));
+    const double* parts = gather_sums(value);
     this->load_sums(value, tiling_.cluster_size, [&](int i) { return parts[i]; });
   }
 
@@ -48,6 +35,26 @@ class ClusterBase : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE void finish() { cluster_sync(); }
 
  protected:
+  // The sums over the units of each block, [cluster, kSamples].
+  FASTRNN_DEVICE const double* gather_sums(double (&value)[kN][2]) {
+    this->store_sums(value, tiling_, shared_.sums);
+    const int round = sums_++;
+    double* parts = shared_.parts + round % 2 * tiling_.cluster_size * Base::kSamples;
+    MBarrier* barrier = shared_.barriers + 2 + round % 2;
+    // A thread has a sample and a peer.
+    static_assert(kThreads / Base::kSamples >= kMaxClusterSize);
+    const int sample = threadIdx.x % Base::kSamples, peer = threadIdx.x / Base::kSamples;
+    double* part = parts + rank_ * Base::kSamples + sample;
+    if (peer < tiling_.cluster_size) {
+      const double sum = this->sum_of_rows(shared_.sums, tiling_.unit_warps, sample);
+      uint2 words;
+      memcpy(&words, &sum, 8);
+      store_async(map_to_peer(part, peer), map_to_peer(barrier, peer), words);
+    }
+    receive(barrier, round, tiling_.cluster_size * Base::kSamples * sizeof(double));
+    return parts;
+  }
+
   FASTRNN_DEVICE ClusterBase(const Shared& shared, int num_rows, const Tiling& tiling, const Place& place)
       : Base(num_rows), shared_(shared), tiling_(tiling), rank_(place.rank) {}
 

@@ -106,6 +106,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
   const ForwardShared<Op, Cell, Team, kGroups> shared(arrays, p.shape, tiling);
   const Cell cell(p.shape.cell);
   const int H = static_cast<int>(p.shape.hidden_size), B = static_cast<int>(p.shape.batch);
+  const int64_t D = p.shape.directions;
   const Place place = Place::of_block(tiling, p.shape.directions);
   const Range range(p.shape, tiling, place.direction, 0);
   if (p.shape.is_stack() && range.begin >= range.end) return;
@@ -171,9 +172,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       const int64_t index = state_at(b, k);
       // of the step before, not the carried state, which others may be overwriting
       const Scalar* before =
-          range.begin == 0
-              ? at<Scalar>(p.h0, index)
-              : at<Scalar>(p.y, (rows.row(range.begin - 1, b) * tiling.y_row + d * tiling.y_direction) * H + k);
+          range.begin == 0 ? at<Scalar>(p.h0, index) : at<Scalar>(p.y, (rows.row(range.begin - 1, b) * D + d) * H + k);
       Acc h[2] = {load(before), Acc(0)};
       const Acc factor[2] = {masks_state ? *at<Acc>(p.mask, index) : Acc(1), Acc(1)};
       Element operands[2];
@@ -246,7 +245,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
       if (!is_live(n, v, j)) return;
       const int unit = unit_of(v);
       const int64_t row = rows.row(step_t(n, j), samples.index[n][j]), unit_at = (d * p.shape.rows + row) * H + unit;
-      store(at<Scalar>(p.y, (row * tiling.y_row + d * tiling.y_direction) * H + unit), state[n][v][j].h);
+      store(at<Scalar>(p.y, (row * D + d) * H + unit), state[n][v][j].h);
       if (!p.save) return;
       if constexpr (G > 1) {
         Scalar* gates = at<Scalar>(p.gates, ((d * p.shape.rows + row) * G) * H + unit);
@@ -264,7 +263,7 @@ FASTRNN_DEVICE void run_forward(const ForwardParams& p, const Tiling& tiling, co
     if (unit >= H || !samples.exists(n, j, rows)) return;
     if (!p.offsets)  // past a length y is zero
       for (int t = samples.length[n][j] > range.begin ? samples.length[n][j] : range.begin; t < range.end; ++t)
-        store(at<Scalar>(p.y, (rows.row(t, sample) * tiling.y_row + d * tiling.y_direction) * H + unit), Acc(0));
+        store(at<Scalar>(p.y, (rows.row(t, sample) * D + d) * H + unit), Acc(0));
     if (range.end == p.shape.steps) {
       store(at<Scalar>(p.h_n, index), state[n][v][j].h);
       if constexpr (Cell::kHasCell) store(at<Scalar>(p.c_n, index), state[n][v][j].c);

@@ -18,6 +18,8 @@
 #define FASTRNN_UNROLL _Pragma("unroll")
 // For loops whose length is known at run time: to the compiler's taste they would take more registers than there are.
 #define FASTRNN_NO_UNROLL _Pragma("unroll 1")
+#define FASTRNN_PRAGMA(text) _Pragma(#text)
+#define FASTRNN_UNROLL_BY(count) FASTRNN_PRAGMA(unroll count)
 
 namespace fastrnn::cuda {
 
@@ -69,6 +71,15 @@ FASTRNN_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// The same pointer, into the block's own shared memory, of which the compiler may not know that it leads there: what it reads through
+// the result it then reads by instructions of that state space.
+template <typename T>
+FASTRNN_DEVICE const T* in_shared(const T* shared) {
+  SharedAddress address = shared_address(shared);
+  asm("" : "+r"(address));  // else the way there and back would be left out
+  return static_cast<const T*>(__cvta_shared_to_generic(address));
 }
 
 // ------------------------------------------------------------------------------------------------ special functions

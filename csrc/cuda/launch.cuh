@@ -70,8 +70,8 @@ void prepare(const Launch& launch, void (*kernel)(Parameters...), int shared_per
 }
 
 template <typename... Parameters>
-void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
-  if (launch.grid == 0) return;
+cudaError_t attempt_launch(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
+  if (launch.grid == 0) return cudaSuccess;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(launch.grid));
   config.blockDim = dim3(static_cast<unsigned>(launch.threads));
@@ -89,7 +89,21 @@ void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameter
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  check(launch, attempt([&] { return cudaLaunchKernelEx(&config, kernel, parameters...); }));
+  return attempt([&] { return cudaLaunchKernelEx(&config, kernel, parameters...); });
+}
+
+template <typename... Parameters>
+void launch(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
+  check(launch, attempt_launch(launch, kernel, parameters...));
+}
+
+// False where the device has no room for it: nothing was launched, and a smaller launch may fit.
+template <typename... Parameters>
+bool launch_if_it_fits(const Launch& launch, void (*kernel)(Parameters...), const Parameters&... parameters) {
+  const cudaError_t error = attempt_launch(launch, kernel, parameters...);
+  if (error == cudaErrorCooperativeLaunchTooLarge || is_refusal(error)) return false;
+  check(launch, error);
+  return true;
 }
 
 // Fills memory with zeros.

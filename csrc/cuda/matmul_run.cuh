@@ -10,7 +10,7 @@
 #include "matmul.cuh"
 #include "matmul.h"
 #include "scratch.h"
-#include "slices.cuh"
+#include "slices.h"
 
 namespace fastrnn::cuda {
 
@@ -36,6 +36,16 @@ class MatmulPass {
   }
 
   void clear(void* data, int64_t bytes) const { cuda::clear(launch_of("memset", 1), data, static_cast<size_t>(bytes)); }
+
+  Launch launch_of(const char* name, int64_t grid) const {
+    Launch result{};
+    result.what = name + what_;
+    result.stream = run_.stream;
+    constexpr int64_t kMostBlocks = 1 << 20;  // which then take turns
+    result.grid = static_cast<int>(std::min(grid, kMostBlocks));
+    result.threads = kThreads;
+    return result;
+  }
 
   // By threads, one for each of `count`.
   template <typename... Arguments>
@@ -65,16 +75,6 @@ class MatmulPass {
   }
 
  private:
-  Launch launch_of(const char* name, int64_t grid) const {
-    Launch result{};
-    result.what = name + what_;
-    result.stream = run_.stream;
-    constexpr int64_t kMostBlocks = 1 << 20;  // which then take turns
-    result.grid = static_cast<int>(std::min(grid, kMostBlocks));
-    result.threads = kThreads;
-    return result;
-  }
-
   const Params& params_;
   const Shape& shape_;
   const Run& run_;
@@ -142,8 +142,8 @@ void backward_by_matmul(const BackwardParams& params, const Run& run) {
   }
   pass.launch_over("matmul_end_backward", N * H, matmul_end_backward<Scalar>, params, w);
   if (!params.grad_bias) return;
-  pass.launch_over("sum_slices", columns, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias),
-                   static_cast<const Acc*>(w.bias), columns, B);
+  launch_sum_slices(pass.launch_of("sum_slices", 1), static_cast<Acc*>(params.grad_bias),
+                    static_cast<const Acc*>(w.bias), columns, B);
 }
 
 template <typename Function>

@@ -120,7 +120,8 @@ void run_first_that_fits(const Params& params, const PlanRequest& request, const
     if (with_recurrence(params, plan, [&](auto kernels) { return function(kernels, plan, device); })) return;
   }
   throw std::runtime_error("no plan fits this device for " + describe(params.shape) +
-                           ": its multiprocessors are taken, or clusters are not available");
+                           ": its multiprocessors are taken, or clusters are not available; plan=\"stepwise\" (or "
+                           "FASTRNN_PLANS=stepwise for a whole process) runs without cooperative launches");
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "launch.cuh"
 #include "scratch.h"
-#include "slices.cuh"
+#include "slices.h"
 
 namespace fastrnn::cuda {
 
@@ -51,20 +51,20 @@ Workspace cut_workspace(Scratch& scratch, const Shape& shape, const Plan& plan, 
 
 // Slices that end early where they can: packed batches are in order already, and one slice has no choice.
 template <typename Params>
-void order_samples(Launch launch_, const Params& params, const Plan& plan, Scratch& scratch, Workspace& workspace) {
+void order_samples(const Launch& beside, const Params& params, const Plan& plan, Scratch& scratch,
+                   Workspace& workspace) {
   if (!params.lengths || params.offsets || plan.tiling.num_slices <= 1) return;
   workspace.order = static_cast<OrderedSample*>(scratch.take(params.shape.batch * sizeof(OrderedSample)));
-  launch_.threads = kThreads;
-  launch_.grid = static_cast<int>((params.shape.batch + kWarps - 1) / kWarps);
-  launch(launch_, order_by_length<Params>, workspace.order, params);
+  launch_order_by_length(beside, workspace.order, params);
 }
 
 // Launches `kernel` for all teams: at once where they do not wait for each other or all are resident, else in turns. False where
-// not even one team fits.
+// not even one team fits, by what the runtime says beforehand or by its answer to the first launch.
 template <typename Params>
 bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), const Params& params, const Plan& plan,
                   const DeviceLimits& device, Tiling tiling, const Workspace& workspace) {
   if (plan.num_teams == 0) return true;
+  const bool waits = plan.team == Team::kCluster || plan.team == Team::kGrid;
   int at_once = plan.num_teams;
   if (plan.team == Team::kGrid) {
     at_once = plan.is_two_level() ? std::min(plan.teams_at_once, resident_clusters(launch_, kernel).value_or(0) *
@@ -75,7 +75,11 @@ bool launch_teams(Launch launch_, void (*kernel)(Params, Tiling, Workspace), con
   }
   for (tiling.first_team = 0; tiling.first_team < plan.num_teams; tiling.first_team += at_once) {
     launch_.grid = std::min(at_once, plan.num_teams - tiling.first_team) * tiling.team_size;
-    launch(launch_, kernel, params, tiling, workspace);
+    if (waits && tiling.first_team == 0) {
+      if (!launch_if_it_fits(launch_, kernel, params, tiling, workspace)) return false;
+    } else {
+      launch(launch_, kernel, params, tiling, workspace);
+    }
   }
   return true;
 }
@@ -103,8 +107,6 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (plan.team == Team::kGrid) clear(launch_, workspace.counters, counter_bytes(plan));
   Tiling tiling = plan.tiling;
   const Shape& shape = params.shape;
-  tiling.y_row = shape.is_stack() ? 1 : shape.directions;
-  tiling.y_direction = shape.is_stack() ? shape.rows : 1;
   const int steps = static_cast<int>(shape.is_stack() ? shape.chunk : shape.steps) + backward;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;
@@ -163,15 +165,10 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
                                            device, run, workspace, /*backward=*/true, phases))
     return false;
   if (shape.stage + 1 < shape.stages()) return true;
-  beside.threads = kThreads;
-  const auto launch_over = [&](int64_t count, auto kernel, const auto&... arguments) {
-    beside.grid = static_cast<int>((count + kThreads - 1) / kThreads);
-    launch(beside, kernel, arguments...);
-  };
   if (params.grad_bias)
-    launch_over(num_sums, sum_slices<Acc>, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias),
-                num_sums, int64_t{plan.tiling.num_slices});
-  if (records) launch_over(recorded, finish_norms<Acc>, params, workspace);
+    launch_sum_slices(beside, static_cast<Acc*>(params.grad_bias), static_cast<const Acc*>(workspace.bias), num_sums,
+                      int64_t{plan.tiling.num_slices});
+  if (records) launch_finish_norms<Acc>(beside, params, workspace);
   return true;
 }
 

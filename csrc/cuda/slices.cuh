@@ -1,5 +1,5 @@
 // Around a recurrence whose batch is cut into slices: which samples they have; and afterwards what their blocks have left as
-// partial sums, added in fixed order.
+// partial sums, added in fixed order. slices.cu launches the kernels: the library has each of them once.
 #pragma once
 
 #include "clip.cuh"
@@ -41,11 +41,11 @@ __global__ void sum_slices(Acc* out, const Acc* partial, int64_t num_columns, in
   }
 }
 
-// [slice_size]
-FASTRNN_DEVICE double* squares_at(const SquareSums& sums, int64_t direction, int64_t slice, int64_t step,
-                                  int64_t warp) {
-  return sums.squares +
-         (((direction * sums.num_slices + slice) * sums.num_steps + step) * sums.num_warps + warp) * sums.slice_size;
+// [slice_size]. Numbers without a sign, whose upper halves need no registers.
+FASTRNN_DEVICE double* squares_at(const SquareSums& sums, unsigned direction, unsigned slice, unsigned step,
+                                  unsigned warp) {
+  const uint64_t team = direction * static_cast<unsigned>(sums.num_slices) + slice;
+  return sums.squares + ((team * sums.num_steps + step) * sums.num_warps + warp) * sums.slice_size;
 }
 
 // p.norms; zeros past a length. A thread has steps of samples.

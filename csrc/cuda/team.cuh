@@ -33,6 +33,7 @@ struct Place {
 struct Range {
   int first, last;  // of the stage: [first, last); of the whole sequence, where it is no stack
   int begin, end;   // of the launch; of a stack there may be none
+  FASTRNN_DEVICE Range(int steps, int more) : first(0), last(steps), begin(0), end(steps + more) {}
   // `chunks_behind`: of a stack, how far this layer is behind the one that is ahead of all. `more`: turns beyond the last.
   FASTRNN_DEVICE Range(const Shape& shape, const Tiling& tiling, int chunks_behind, int more) {
     const int steps = static_cast<int>(shape.steps), chunk = static_cast<int>(shape.chunk);
@@ -86,6 +87,7 @@ class TeamBase {
   using Element = typename Op::Element;
   static constexpr int kSamples = kN * kTileBatch;
   static constexpr int kMinArch = cuda::kMinArch;
+  static constexpr bool kRunsStages = true;  // of a stack
 
   // Of an operand of K rows; the last chunk is filled up with zeros.
   FASTRNN_HD static int num_chunks(int64_t num_rows) {
@@ -98,8 +100,7 @@ class TeamBase {
   FASTRNN_DEVICE static void store_sums_of_warp(double (&value)[kN][2], double* sums) {
     const Lane lane = Lane::of_thread();
     unrolled<kN, 2>([&](int n, int j) {
-      FASTRNN_UNROLL
-      for (int mask = 4; mask < kWarp; mask *= 2) value[n][j] += __shfl_xor_sync(0xffffffffu, value[n][j], mask);
+      value[n][j] = sum_over_groups(value[n][j]);
       if (lane.group == 0) sums[n * kTileBatch + 2 * lane.quad + j] = value[n][j];
     });
   }
@@ -108,6 +109,13 @@ class TeamBase {
   struct alignas(2 * sizeof(Element)) Pair {
     Element value[2];
   };
+
+  // Over the lanes that have the same samples; in all of them.
+  FASTRNN_DEVICE static double sum_over_groups(double value) {
+    FASTRNN_UNROLL
+    for (int mask = 4; mask < kWarp; mask *= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+    return value;
+  }
 
   FASTRNN_DEVICE TeamBase(int num_rows) : num_rows_(num_rows), rows_(padded_rows(num_rows)) {}
 
@@ -134,21 +142,26 @@ class TeamBase {
     if (warp < tiling.unit_warps) store_sums_of_warp(value, sums + warp * kSamples);
     __syncthreads();
   }
-  // Then, of sample threadIdx.x: the sum over the block's units.
-  FASTRNN_DEVICE static double sum_of_block(const Tiling& tiling, const double* sums) {
+  // Of a sample: the sum over `count` rows of [.][kSamples] in shared memory.
+  FASTRNN_DEVICE static double sum_of_rows(const double* rows, int count, int sample) {
     double sum = 0;
-    for (int i = 0; i < tiling.unit_warps; ++i) sum += sums[i * kSamples + threadIdx.x];
+    FASTRNN_UNROLL_BY(4)
+    for (int i = 0; i < count; ++i) sum += rows[i * kSamples + sample];
     return sum;
   }
-  // The sum over `count` rows of [.][kSamples], of this thread's samples, in fixed order.
-  template <typename Load>
+  // The same of a thread's samples, wherever the rows lie; load(index). The lanes that have the same
+  // samples share the rows, then add crosswise: the order is fixed, and all of them and all blocks have the same to the bit.
+  // kAtOnce: loads of a lane that are under way together.
+  template <int kAtOnce = 1, typename Load>
   FASTRNN_DEVICE static void load_sums(double (&value)[kN][2], int count, Load load) {
-    for (int n = 0; n < kN; ++n)
-      for (int j = 0; j < 2; ++j) {
-        double sum = 0;
-        for (int i = 0; i < count; ++i) sum += load(i * kSamples + n * kTileBatch + 2 * Lane::of_thread().quad + j);
-        value[n][j] = sum;
-      }
+    const Lane lane = Lane::of_thread();
+    unrolled<kN>([&](int n) { value[n][0] = value[n][1] = 0; });
+    FASTRNN_UNROLL_BY(kAtOnce)
+    for (int i = lane.group; i < count; i += kWarp / 4)
+      unrolled<kN>([&](int n) {
+        unrolled<2>([&](int j) { value[n][j] += load(i * kSamples + n * kTileBatch + 2 * lane.quad + j); });
+      });
+    unrolled<kN, 2>([&](int n, int j) { value[n][j] = sum_over_groups(value[n][j]); });
   }
 
   int num_rows_, rows_;
@@ -236,7 +249,7 @@ class GridTeam : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE const Element* wait(int turn) {
     if (turn == started_) {
       __syncthreads();
-      return shared_.x;
+      return in_shared(shared_.x);
     }
     if (tiling_.persistent) wait_for(counters_, turn - started_, tiling_.team_size, "its operand");
     constexpr int kParts = kTileBatch * sizeof(Element) / 16;  // 16-byte copies a row
@@ -248,7 +261,7 @@ class GridTeam : public TeamBase<Op, kN_> {
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    return shared_.x;
+    return in_shared(shared_.x);
   }
   FASTRNN_DEVICE void publish(int turn, int n, int k, bool valid, Element first, Element second) {
     if (valid) this->put(buffer(turn), n, k, first, second);
@@ -261,10 +274,11 @@ class GridTeam : public TeamBase<Op, kN_> {
   FASTRNN_DEVICE void store_part(int turn, double (&value)[kN][2]) {
     this->store_sums(value, tiling_, shared_.sums);
     if (threadIdx.x < Base::kSamples)
-      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] = this->sum_of_block(tiling_, shared_.sums);
+      parts(turn)[place_.rank * Base::kSamples + threadIdx.x] =
+          this->sum_of_rows(shared_.sums, tiling_.unit_warps, threadIdx.x);
   }
   FASTRNN_DEVICE void load_total(int turn, double (&value)[kN][2]) {
-    this->load_sums(value, tiling_.team_size, [&](int i) { return load_l2(parts(turn) + i); });
+    this->template load_sums<4>(value, tiling_.team_size, [&](int i) { return load_l2(parts(turn) + i); });
   }
   FASTRNN_DEVICE void sum(int turn, double (&value)[kN][2]) {
     store_part(turn, value);

@@ -28,7 +28,7 @@ constexpr bool scatters_gradients(int gates, int element_bytes) { return gates *
 constexpr int kScatterTiles = 2;  // of 16 units, that a warp multiplies at once in a reduce-scatter
 // The same there.
 constexpr int scatter_registers(int batch_tiles, int gates, int element_bytes) {
-  if (gates == 4) return batch_tiles == 2 ? 16 : element_bytes == 4 ? 96 : 112;
+  if (gates == 4) return batch_tiles == 2 ? 16 : element_bytes == 4 ? 80 : 112;
   return batch_tiles == 1 ? 96 : 32;
 }
 
@@ -39,13 +39,12 @@ constexpr int max_two_level_tiles(int gates) { return gates == 4 ? 1 : 2; }
 constexpr int kMaxTeamClusters = 16;  // of such a team
 
 struct Tiling {
-  int team_size;               // blocks that hold the weights of one direction together, for one slice of the batch
-  int cluster_size;            // blocks of the team that are a cluster together; 1: none are
-  int num_slices;              // of the batch, kTileBatch * kN samples each
-  int first_team;              // of this launch, in the order slice, direction
-  int64_t y_row, y_direction;  // [H] numbers of y from a row, or from a direction, to the next
-  int unit_warps;              // warps that own different units; unit_warps * splits = kWarps
-  int splits;                  // warps that share the columns of the weights of the same units
+  int team_size;     // blocks that hold the weights of one direction together, for one slice of the batch
+  int cluster_size;  // blocks of the team that are a cluster together; 1: none are
+  int num_slices;    // of the batch, kTileBatch * kN samples each
+  int first_team;    // of this launch, in the order slice, direction
+  int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
+  int splits;        // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
   // Two-level (two_level.cuh): clusters of the team; warps that multiply different tiles, of which `splits` share the columns.

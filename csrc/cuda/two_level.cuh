@@ -42,6 +42,8 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
 
  public:
   static constexpr int kN = kN_;
+  static constexpr bool kRunsStages =
+      false;  // layers that need such a team fill a device, and there is no register for it
 
   struct Shared : Base::Shared {
     Sums* received;  // [clusters, unit_warps, kN, 32]
@@ -92,15 +94,13 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
   }
 
   // Over the units of the cluster, then over the clusters.
-  FASTRNN_DEVICE void sum(int turn, double (&value)[kN][2]) {
-    Base::sum(turn, value);
+  FASTRNN_DEVICE void sum(int, double (&value)[kN][2]) {
+    const double* parts = this->gather_sums(value);
     const int round = this->sums_;
     double* of_clusters = totals(round);
-    const Lane lane = Lane::of_thread();
-    if (threadIdx.x < kWarp && lane.group == 0)
-      unrolled<kN, 2>([&](int n, int j) {
-        of_clusters[cluster_ * Base::kSamples + n * kTileBatch + 2 * lane.quad + j] = value[n][j];
-      });
+    if (threadIdx.x < Base::kSamples)
+      of_clusters[cluster_ * Base::kSamples + threadIdx.x] =
+          this->sum_of_rows(parts, this->tiling_.cluster_size, threadIdx.x);
     raise(counter() + kCounterWords);
     wait_for(counter() + kCounterWords, round, num_clusters(), "a sum");
     this->load_sums(value, num_clusters(), [&](int i) { return load_l2(of_clusters + i); });

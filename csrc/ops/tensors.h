@@ -173,8 +173,7 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.y =
-      shape.is_stack() ? arguments.out({"y", y}, scalar, {D, rows, P}) : arguments.out({"y", y}, scalar, {rows, D * P});
+  params.y = arguments.out({"y", y}, scalar, {rows, D * P});
   params.h_n = arguments.out({"h_n", h_n}, scalar, {D, batch, P});
   params.c_n = arguments.out(Argument("c_n", c_n).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.save = save;
@@ -212,18 +211,14 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
       arguments.in(Argument("gates", gates).exactly_if(lstm || gru, "an LSTM or GRU"), scalar, {D, rows, G * H});
   params.cells = arguments.in(Argument("cells", cells).exactly_if(lstm, "an LSTM"), acc, {D, rows, H});
   params.n_h = arguments.in(Argument("n_h", n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
-  const auto read_output = [&](const Argument& argument) {
-    return shape.is_stack() ? arguments.in(argument, scalar, {D, rows, P})
-                            : arguments.in(argument, scalar, {rows, D * P});
-  };
-  params.y = read_output({"y", y});
+  params.y = arguments.in({"y", y}, scalar, {rows, D * P});
   arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
   arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
   params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.grad_y = read_output({"grad_y", grad_y});
+  params.grad_y = arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
   params.grad_h_n = arguments.in({"grad_h_n", grad_h_n}, scalar, {D, batch, P});
   if (!lstm) Argument("grad_c_n", grad_c_n).exactly_if(false, "an LSTM");
   params.grad_c_n = arguments.in({"grad_c_n", grad_c_n}, scalar, {D, batch, H});

@@ -1,6 +1,6 @@
 """Mistakes that the tests of the kernels have to find, each planted in a copy of the sources.
 
-A mistake replaces a text that occurs once. Only the instantiation that it names is compiled again; the program that compares
+A mistake replaces a text that occurs once. Only the unit that it names is compiled again; the program that compares
 the kernels with the textbook then has to fail, by its own word, on one of a few schedules.
 """
 
@@ -23,7 +23,7 @@ class Mistake:
     file: str  # in csrc
     text: str
     replacement: str
-    unit: str  # of csrc/cuda/instantiate
+    unit: str  # in csrc/cuda: what is compiled again
     cases: str  # word in the names of the cases (cases.h) that have to fail
     shows: str = ""  # what the output says, beside that numbers are wrong
 
@@ -32,13 +32,15 @@ class Mistake:
 
 
 def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake:
-    return Mistake(name, "cells.h", text, replacement, f"{cell}_float", f"{cell}-float")
+    return Mistake(name, "cells.h", text, replacement, f"instantiate/{cell}_float", f"{cell}-float")
 
 
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "matmul_float" if cases == "matmul" else f"{cell.replace('tanh', 'rnn')}_float"
+    unit = "instantiate/matmul_float" if cases == "matmul" else f"instantiate/{cell.replace('tanh', 'rnn')}_float"
+    if file == "slices.cuh":
+        unit = "slices"
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
 
 
@@ -62,7 +64,8 @@ MISTAKES = [
            "if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];", "", "", "gru"),
     kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
            "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
-    kernel("mask forgotten in backward", "backward.cuh", "masks_state ? product * mask(n, v, j) : product", "product", ""),
+    kernel("mask forgotten in backward", "backward.cuh", "sum[n][0][v * 2 + j] *= mask(n, v, j);", "", ""),
+    kernel("candidate's mask forgotten in backward", "backward.cuh", "if (is_live(n, j)) keep[n][v][j] = mask(n, v, j);", "", ""),
     kernel("norm without the loss scale", "clip.cuh", "sqrt(squares) / scale", "sqrt(squares)", "grid", "gru"),
     kernel("samples in the batch's order in the first operand", "forward.cuh",
            "rows.index_at(place.slice * Team::kSamples + sample, workspace.order)", "place.slice * Team::kSamples + sample", "grid"),
@@ -207,7 +210,7 @@ def build_with(mistake: Mistake, folder: Path) -> Path:
     """The program of build.build_recurrences, with one instantiation from the sources with the mistake."""
     right = build.recurrences_objects(build.PLAIN)
     root = plant(mistake, folder)
-    source = Path("csrc") / "cuda" / "instantiate" / f"{mistake.unit}.cu"
+    source = Path("csrc") / "cuda" / f"{mistake.unit}.cu"
     wrong = build.compile_object(root / source, folder, [*build.base_flags(root), "-O0", "-w"])
     # Where an inline function is in several objects, the first counts.
     objects = [wrong, *(path for name, path in right.items() if name != build.ROOT / source)]

@@ -274,6 +274,30 @@ bool tells_refusals() {
   return right;
 }
 
+// Where the device has no room for the blocks that wait for each other, the next plan runs; other errors are told. True if so.
+bool falls_to_the_next_plan() {
+  bool right = true;
+  for (const char* plan : {"cluster", "grid"})
+    for (const cudaError_t error :
+         {cudaErrorCooperativeLaunchTooLarge, cudaErrorLaunchOutOfResources, cudaErrorInvalidClusterSize}) {
+      refuse_next_launch(error);
+      try {
+        right &= run_case({.cell = CellKind::kGru, .plan = plan});
+      } catch (const std::runtime_error& refusal) {
+        right = false;
+        std::printf("after a refused launch of plan %s no other runs: %s\n", plan, refusal.what());
+      }
+    }
+  refuse_next_launch(cudaErrorNoKernelImageForDevice);
+  try {
+    run_case({.cell = CellKind::kGru, .plan = "grid"});
+    right = false;
+    std::printf("a launch without a kernel passes for one without room\n");
+  } catch (const std::runtime_error&) {
+  }
+  return right;
+}
+
 // A refused launch leaves no error behind, and one that was there before does not vanish. True if so.
 bool leaves_errors_to_whoever_caused_them() {
   const double known = 1;
@@ -334,7 +358,8 @@ int main(int count, char** arguments) {
     }
   }
   if (std::string(arguments[1]) == "all")
-    num_wrong += !tells_refusals() + !leaves_errors_to_whoever_caused_them() + !asks_until_it_is_told();
+    num_wrong += !tells_refusals() + !falls_to_the_next_plan() + !leaves_errors_to_whoever_caused_them() +
+                 !asks_until_it_is_told();
   if (count == 3) num_wrong += !norms_are_right();
   std::printf("%d cases, %d wrong, %llu threads, %llu switches\n", num_cases, num_wrong,
               static_cast<unsigned long long>(statistics.threads),

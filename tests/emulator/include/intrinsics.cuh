@@ -14,6 +14,7 @@
 #define FASTRNN_SMEM(name) unsigned char* const name = ::fastrnn::emulator::self().block->shared_memory
 #define FASTRNN_UNROLL
 #define FASTRNN_NO_UNROLL
+#define FASTRNN_UNROLL_BY(count)
 
 namespace fastrnn::emulator {
 
@@ -157,6 +158,12 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Site site = Site::cur
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Site::current()) {
   detail::ldmatrix_x4(r, row, "ldmatrix_x4_trans", site,
                       [](int lane, int half) { return detail::Place{lane % 4 * 2 + half, lane / 4}; });
+}
+
+template <typename T>
+const T* in_shared(const T* shared, Site site = Site::current()) {
+  emulator::check_shared(shared, sizeof(T), alignof(T), "the pointer", site);
+  return shared;
 }
 
 // ------------------------------------------------------------------------------------------------------- cp.async
