@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from compare import assert_equal_to_rounding, assert_error_ratio, gradients
+from compare import assert_equal_to_rounding, assert_error_ratio
 from conftest import BACKENDS
 
 from fastrnn import recording
 from fastrnn.functions import Options
 from fastrnn.reference import NUM_GATES
-from fastrnn.stacks import StackFunction, Wavefront, _layer_by_layer
+from fastrnn.stacks import StackFunction, _layer_by_layer
 
 KERNELS = [name for name in ("emulated", "cuda") if name in BACKENDS]
 PLANS = ("block", "stepwise", "cluster", "grid", "grid:cluster=2")
@@ -17,7 +17,9 @@ CELLS = ("rnn_tanh", "lstm", "gru")
 pytestmark = pytest.mark.skipif(not KERNELS, reason="no backend with CUDA kernels")
 
 
-def make_stack(cell, layers, *, steps=7, batch=3, hidden_size=10, site=None, noisy=False, bias=True, dtype=torch.float64):
+def make_stack(
+    cell, layers, *, steps=7, batch=3, hidden_size=10, site=None, noisy=False, bias=True, dtype=torch.float64
+):
     """(inputs that have gradients, mask, noise)."""
     random = torch.Generator().manual_seed(1)
 
