@@ -20,6 +20,7 @@ struct Case {
   ClipMode clip = ClipMode::kNone;
   std::string device = "H100";
   int batch_tiles = 0;  // that the plan chooses, of 8 samples; 0: whatever it does
+  int64_t chunk = 0;    // of a stack, whose layers the directions are
 
   int64_t state_size() const { return projects ? hidden_size - 2 : hidden_size; }
   bool uses_tf32() const { return plan.ends_with("+tf32"); }
@@ -28,8 +29,10 @@ struct Case {
     constexpr const char* kCells[] = {"tanh", "relu", "lstm", "gru"};
     constexpr const char* kScalars[] = {"float", "double", "half", "bfloat16"};
     std::ostringstream text;
-    text << plan << '-' << kCells[static_cast<int>(cell)] << '-' << kScalars[static_cast<int>(scalar)] << "-T" << steps
-         << "-B" << batch << "-H" << hidden_size << "-D" << directions << (projects ? "-projects" : "")
+    text << plan;
+    if (chunk > 0) text << "-stack" << chunk;
+    text << '-' << kCells[static_cast<int>(cell)] << '-' << kScalars[static_cast<int>(scalar)] << "-T" << steps << "-B"
+         << batch << "-H" << hidden_size << "-D" << directions << (projects ? "-projects" : "")
          << (has_bias ? "" : "-nobias")
          << (ragged   ? "-ragged"
              : packed ? "-packed"
@@ -196,6 +199,62 @@ inline std::vector<Case> cases(const std::string& selection) {
                         .device = "small",
                         .batch_tiles = 2});
     }
+  // Stacks of layers, by chunks of their steps.
+  struct Stack {
+    const char* plan;
+    CellKind cell;
+    int64_t steps, chunk, layers, batch, hidden_size;
+    char site;
+    ClipMode clip;
+  };
+  constexpr ClipMode kNone = ClipMode::kNone, kNorm = ClipMode::kNorm, kValue = ClipMode::kValue;
+  for (const Stack& s : std::vector<Stack>{
+           // Two whole chunks and a shorter one; two slices.
+           {"block", kLstm, 5, 2, 3, 10, 13, 's', kNorm},
+           {"block", kGru, 2, 1, 2, 3, 5, 'c', kNone},
+           {"stepwise", kLstm, 3, 2, 2, 3, 21, 's', kNorm},
+           {"stepwise", kRnnTanh, 3, 2, 2, 3, 21, 's', kValue},
+           {"cluster", kLstm, 5, 2, 3, 3, 21, 's', kNorm},
+           {"cluster", kGru, 3, 2, 2, 3, 21, 's', kNone},
+           {"cluster", kRnnTanh, 3, 2, 2, 3, 37, ' ', kValue},
+           {"grid", kLstm, 5, 2, 3, 3, 21, 's', kNone},
+           {"grid", kGru, 3, 1, 2, 3, 21, ' ', kNorm},
+           {"grid", kRnnTanh, 3, 4, 2, 3, 37, 's', kValue},
+           {"grid:cluster=2", kLstm, 5, 2, 2, 3, 37, 's', kNorm},
+           {"grid:cluster=2", kGru, 3, 2, 2, 3, 37, 's', kValue},
+       })
+    result.push_back({.cell = s.cell,
+                      .plan = s.plan,
+                      .steps = s.steps,
+                      .batch = s.batch,
+                      .hidden_size = s.hidden_size,
+                      .directions = s.layers,
+                      .site = s.site,
+                      .clip = s.clip,
+                      .chunk = s.chunk});
+  // Some of the layers at a time, since there is no room for the teams of all.
+  result.push_back({.cell = kRnnTanh,
+                    .plan = "grid:samples=8,cluster=2",
+                    .steps = 2,
+                    .batch = 10,
+                    .hidden_size = 37,
+                    .directions = 3,
+                    .site = 's',
+                    .device = "small",
+                    .chunk = 1});
+  if (selection != "few") {
+    // In other arithmetics.
+    for (const std::string plan : {"cluster", "stepwise+tf32", "grid"})
+      result.push_back({.cell = plan == "grid" ? kGru : kLstm,
+                        .scalar = plan == "stepwise+tf32" ? kFloat : kHalf,
+                        .plan = plan,
+                        .steps = 3,
+                        .batch = 3,
+                        .hidden_size = 21,
+                        .directions = 2,
+                        .site = 's',
+                        .chunk = 2});
+  }
   if (selection != "all") return result;
   // More teams than can run at once; weights that do not fit on chip; a device that has fewer features.
   result.push_back({.cell = kLstm, .plan = "grid", .batch = 17, .hidden_size = 64, .directions = 2, .device = "small"});

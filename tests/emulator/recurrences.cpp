@@ -45,7 +45,7 @@ reference::Layer make_layer(const Case& c) {
     layer.lengths.back() = c.batch > 1 ? 0 : c.steps;
   }
   Shape& s = layer.shape;
-  s = {c.steps, c.batch, c.steps * c.batch, c.hidden_size, c.state_size(), c.directions, c.cell, c.scalar};
+  s = {c.steps, c.batch, c.steps * c.batch, c.hidden_size, c.state_size(), c.directions, c.cell, c.scalar, c.chunk, 0};
   if (c.packed) {
     std::sort(layer.lengths.rbegin(), layer.lengths.rend());
     s.rows = 0;
@@ -125,6 +125,28 @@ int64_t workspace_bytes(const Shape& shape, bool backward, bool records) {
   return 9 * 256 + std::max(bytes, by_matmul);
 }
 
+// What the layers of a stack read in a stage: it comes just before, from the layer below or in backward above.
+struct Input {
+  Array given, all;
+  int64_t width;  // of a row
+
+  Input(ScalarKind scalar, const Vector& values, const Shape& shape)
+      : given(shape.is_stack() ? Array(scalar, values.size()) : Array(scalar, values)),
+        all(scalar, values),
+        width(static_cast<int64_t>(values.size()) / (shape.directions * shape.rows)) {}
+
+  void bring(const Shape& s, bool is_backward) const {
+    for (int64_t layer = 0; s.is_stack() && layer < s.directions; ++layer) {
+      const int64_t first = (s.stage - (is_backward ? s.directions - 1 - layer : layer)) * s.chunk;
+      if (first < 0 || first >= s.steps) continue;
+      const int64_t last = std::min(first + s.chunk, s.steps), step = is_backward ? s.steps - last : first;
+      const int64_t begin = (layer * s.rows + step * s.batch) * width, end = begin + (last - first) * s.batch * width;
+      const auto size = static_cast<char*>(all.at(end)) - static_cast<char*>(all.at(begin));
+      std::memcpy(given.at(begin), all.at(begin), size);
+    }
+  }
+};
+
 template <typename T>
 const T* data_or_null(const std::vector<T>& values) {
   return values.empty() ? nullptr : values.data();
@@ -158,7 +180,9 @@ bool run_case(const Case& c) {
   const int64_t G = num_gates(s.cell);
   const bool lstm = s.cell == CellKind::kLstm, gru = s.cell == CellKind::kGru;
 
-  const Array gates(scalar, layer.gates), w_hh(scalar, layer.w_hh), b_hn(scalar, layer.b_hn), w_hr(scalar, layer.w_hr);
+  const Input gates_x(scalar, layer.gates, s), grads_of_y(scalar, layer.grad_y, s);
+  const Array &gates = gates_x.given, &grad_y = grads_of_y.given;
+  const Array w_hh(scalar, layer.w_hh), b_hn(scalar, layer.b_hn), w_hr(scalar, layer.w_hr);
   const Array h0(scalar, layer.h0), c0(scalar, layer.c0), mask(acc, layer.mask);
   const Array y(scalar, R * D * P), h_n(scalar, D * B * P), c_n(scalar, layer.c0.size());
   const Array cells(acc, lstm ? D * R * H : 0), n_h(scalar, gru ? D * R * H : 0);
@@ -185,20 +209,23 @@ bool run_case(const Case& c) {
   forward.cells = cells.data();
   forward.n_h = n_h.data();
   forward.hidden = hidden.data();
-  const auto run_with_scratch = [&](auto function, const auto& params, bool is_backward) {
+  const auto run_with_scratch = [&](auto function, auto params, const Input& input, bool is_backward) {
     const int64_t num_bytes = workspace_bytes(s, is_backward, c.records && c.clip != ClipMode::kNorm);
     void* scratch = std::aligned_alloc(256, (num_bytes + 255) / 256 * 256);
     poison(scratch, num_bytes);
     const std::unique_ptr<void, decltype(&std::free)> owner(scratch, std::free);
-    function(params, {nullptr, c.plan, scratch, num_bytes, plain_product});
+    for (int64_t& stage = params.shape.stage; stage < s.stages(); ++stage) {
+      input.bring(params.shape, is_backward);
+      function(params, {nullptr, c.plan, scratch, num_bytes, plain_product});
+    }
   };
-  run_with_scratch(cuda::forward, forward, false);
+  run_with_scratch(cuda::forward, forward, gates_x, false);
   Comparison compare{c};
   compare("y", y.values(), expected.y);
   compare("h_n", h_n.values(), expected.h_n);
   compare("c_n", c_n.values(), expected.c_n);
 
-  const Array grad_y(scalar, layer.grad_y), grad_h_n(scalar, layer.grad_h_n), grad_c_n(scalar, layer.grad_c_n);
+  const Array grad_h_n(scalar, layer.grad_h_n), grad_c_n(scalar, layer.grad_c_n);
   const Array norms(acc, expected.norms.size()), grad_gates(scalar, D * R * G * H),
       grad_n_h(scalar, expected.grad_n_h.size());
   const Array grad_h(scalar, expected.grad_h.size()), grad_h0(scalar, D * B * P), grad_c0(scalar, layer.c0.size());
@@ -234,7 +261,7 @@ bool run_case(const Case& c) {
   backward.grad_c0 = grad_c0.data();
   backward.grad_bias = grad_bias.data();
   backward.h_prev = h_prev.data();
-  run_with_scratch(cuda::backward, backward, true);
+  run_with_scratch(cuda::backward, backward, grads_of_y, true);
   compare("grad_gates", grad_gates.values(), expected.grad_gates);
   compare("grad_n_h", grad_n_h.values(), expected.grad_n_h);
   compare("grad_h", grad_h.values(), expected.grad_h);

@@ -210,6 +210,33 @@ class Runner {
   Result out;
 };
 
-inline Result run(const Layer& layer) { return Runner(layer).run(); }
+// A layer of a stack by itself: one direction, forward in time. A stack has its layers one after the other, in y as well.
+inline Layer layer_of(const Layer& stack, int64_t index) {
+  Layer layer = stack;
+  layer.shape.directions = 1;
+  layer.shape.chunk = 0;
+  for (Vector* values : {&layer.gates, &layer.w_hh, &layer.b_hn, &layer.w_hr, &layer.h0, &layer.c0, &layer.mask,
+                         &layer.grad_y, &layer.grad_h_n, &layer.grad_c_n}) {
+    const auto size = static_cast<int64_t>(values->size()) / stack.shape.directions;
+    const auto first = values->begin() + index * size;
+    *values = Vector(first, first + size);
+  }
+  return layer;
+}
+
+inline Result run(const Layer& layer) {
+  if (!layer.shape.is_stack()) return Runner(layer).run();
+  Result all;
+  for (int64_t index = 0; index < layer.shape.directions; ++index) {
+    const Layer one = layer_of(layer, index);
+    const Result result = Runner(one).run();
+    for (Vector Result::* values :
+         {&Result::y, &Result::h_n, &Result::c_n, &Result::grad_gates, &Result::grad_n_h, &Result::grad_h,
+          &Result::grad_h0, &Result::grad_c0, &Result::grad_bias, &Result::h_prev, &Result::norms})
+      (all.*values).insert((all.*values).end(), (result.*values).begin(), (result.*values).end());
+    all.clipped.insert(all.clipped.end(), result.clipped.begin(), result.clipped.end());
+  }
+  return all;
+}
 
 }  // namespace fastrnn::reference
