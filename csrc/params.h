@@ -11,7 +11,8 @@
 // Layers. With `chunk` the directions are layers of a stack instead, all from the first step to the last, of a padded batch without
 // lengths, and a call runs one stage of a wavefront over layers and time: `chunk` steps of each layer (the last of a layer may be
 // fewer), each layer one chunk behind the layer before it; in backward behind the layer after it. A stage that a layer has no chunk
-// for leaves it alone. In between the caller multiplies a chunk of y with the next layer's W_ih. Calls share their workspace.
+// for leaves it alone. In between the caller multiplies a chunk of y with the next layer's W_ih. Calls share their workspace. grad_y is
+// then [D, rows, H].
 //
 // Types. `scalar` is the storage type: float, double, half or bfloat16; `acc` is double for double, else float. Carried state
 // stays in acc; h is rounded to scalar where it is stored or enters the recurrent product.

@@ -236,13 +236,13 @@ def stack_forward(
 ) -> tuple[Forward, Callable[[int], None]]:
     """The recurrences of a stack of layers (csrc/params.h: Layers): what they fill, and a function that runs one stage.
 
-    L layers in place of directions; ``y`` is [L, T, B, H]; ``gates`` [L, T, B, G*H], of which a stage reads and writes its chunks.
+    L layers in place of directions: ``y`` is [T, B, L*H]; ``gates`` [L, T, B, G*H], of which a stage reads and writes its chunks.
     """
     layers, _, hidden_size = h0.shape
     acc = compute_dtype(gates.dtype)
     rows = gates.shape[1:3]
     per_unit = (layers, rows.numel(), hidden_size)
-    y = gates.new_empty(per_unit)
+    y = gates.new_empty((*rows, layers * hidden_size))
     h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
     c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
     cells = gates.new_empty(per_unit, dtype=acc) if save and cell == "lstm" else None
@@ -250,12 +250,12 @@ def stack_forward(
     run = functools.partial(
         _operator(backend, "recurrence_forward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
         gates.view(layers, rows.numel(), gates.size(-1)), w_hh, b_hn, [], h0.contiguous(), _contiguous(c0),
-        _contiguous(mask), None, None, y, h_n, c_n, save, cells, n_h, None,
+        _contiguous(mask), None, None, y.view(-1, y.size(-1)), h_n, c_n, save, cells, n_h, None,
         _workspace(backend, cell, h0, hidden_size, backward=False), _with_tf32(backend, plan, gates.dtype), chunk,
     )  # fmt: skip
     cells, n_h = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h))
     keeps_gates = save and cell in ("lstm", "gru")
-    return Forward(_shaped(y, rows, 1), h_n, c_n, gates if keeps_gates else None, cells, n_h, None), run
+    return Forward(y, h_n, c_n, gates if keeps_gates else None, cells, n_h, None), run
 
 
 def stack_backward(
@@ -286,7 +286,7 @@ def stack_backward(
     layers, _, hidden_size = h0.shape
     y = forward.y
     acc = compute_dtype(y.dtype)
-    rows = y.shape[1:3]
+    rows = y.shape[:2]
     per_unit = (layers, rows.numel(), hidden_size)
     num_sums = 4 if cell == "gru" else NUM_GATES[cell]
     grad_gates = y.new_empty((layers, rows.numel(), w_hh[0].size(0)))
@@ -303,7 +303,7 @@ def stack_backward(
     )  # fmt: skip
     run = functools.partial(
         _operator(backend, "recurrence_backward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
-        _flat(forward.gates, 1), _flat(forward.cells, 1), _flat(forward.n_h, 1), _flat(y, 1), w_hh, [],
+        _flat(forward.gates, 1), _flat(forward.cells, 1), _flat(forward.n_h, 1), _flat(y, 0), w_hh, [],
         h0.contiguous(), _contiguous(c0), _contiguous(mask), None, None, _flat(grad_y, 1), _contiguous(grad_h_n),
         _contiguous(grad_c_n), CLIP_MODES.index(clip_mode), clip_threshold, grad_scale, norms, clipped, grad_gates,
         grad_n_h, None, grad_h0, grad_c0, grad_bias, h_prev, workspace, _with_tf32(backend, plan, y.dtype), chunk,

@@ -48,6 +48,7 @@ class Request(NamedTuple):
     def of(cls, rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int) -> Request:
         return cls(
             cell=CELLS.index(rnn.mode.lower()),
+            scalar=_SCALARS.index(dtype),
             steps=steps,
             batch=batch,
             hidden_size=rnn.hidden_size,

@@ -73,6 +73,7 @@ def _views(tensor: Tensor, layers: range, start: int, steps: int, chunk: int) ->
     """
     of_layer, of_step, _, _ = tensor.stride()
     size = (len(layers), steps * tensor.size(2), tensor.size(3))
+    # the first stride of one layer is never taken, but may not be negative
     strides = (of_layer - chunk * of_step if len(layers) > 1 else 1, tensor.size(3), 1)
     return tensor.as_strided(size, strides, tensor.storage_offset() + layers.start * of_layer + start * of_step)
 
@@ -85,15 +86,19 @@ class _Products:
         self._weights = torch.stack(list(weights[1:]))  # [L - 1, G*H, H], of all layers but the first
 
     def feed_forward(self, stage: int, y: Tensor, gates: Tensor, bias: Tensor | None) -> None:
-        """``gates`` of each layer that has a chunk in this stage, from ``y`` of the layer before."""
+        """``gates`` of each layer that has a chunk in this stage, from ``y`` [L, T, B, H] of the layer before."""
         chunk = self._wavefront.chunk
         for layers, first_chunk, steps in self._wavefront.fed(stage):
-            before = range(layers.start - 1, layers.stop - 1)
-            x = self._masked(y, before, first_chunk * chunk, steps)
+            start, before = first_chunk * chunk, range(layers.start - 1, layers.stop - 1)
+            starts = range(start, start - len(layers) * chunk, -chunk)
+            inputs = [y[layer, s : s + steps].flatten(0, 1) for layer, s in zip(before, starts, strict=True)]
+            x = torch.stack(inputs) if len(inputs) > 1 else inputs[0].unsqueeze(0)
+            if self._noise is not None:
+                x = x * _views(self._noise, before, start, steps, chunk)
             of_layers = slice(before.start, before.stop)
             products.batched(
                 self._backend, x, self._weights[of_layers].transpose(1, 2), None if bias is None else bias[of_layers],
-                _views(gates, layers, first_chunk * chunk, steps, chunk),
+                _views(gates, layers, start, steps, chunk),
             )  # fmt: skip
 
     def feed_backward(self, stage: int, grad_gates: Tensor, grad_y: Tensor) -> None:
@@ -113,9 +118,10 @@ class _Products:
             if self._noise is not None:
                 out.mul_(_views(self._noise, layers, start, steps, chunk))
 
-    def _masked(self, y: Tensor, layers: range, start: int, steps: int) -> Tensor:
-        x = _views(y, layers, start, steps, self._wavefront.chunk)
-        return x if self._noise is None else x * _views(self._noise, layers, start, steps, self._wavefront.chunk)
+
+def _by_layer(y: Tensor, layers: int) -> Tensor:
+    """y [T, B, L*H] as [L, T, B, H]: a view."""
+    return y.view(*y.shape[:2], layers, -1).permute(2, 0, 1, 3)
 
 
 def _stack_forward(
@@ -129,7 +135,7 @@ def _stack_forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Forward:
-    """``y`` of the result is that of all layers, [L, T, B, H]."""
+    """``y`` of the result is that of all layers, [T, B, L*H]."""
     layers, batch, _ = h0.shape
     backend = options.backend
     w = split_weights(weights, layers, x.dtype)
@@ -142,9 +148,10 @@ def _stack_forward(
         backend, cell, options.dropout_site, gates, w.w_hh, b_hn, h0, c0, mask,
         save=options.save, plan=options.plan, chunk=chunk,
     )  # fmt: skip
+    y = _by_layer(forward.y, layers)
     feed = _Products(backend, wavefront, w.w_ih, noise)
     for stage in range(wavefront.stages):
-        feed.feed_forward(stage, forward.y, gates, bias)
+        feed.feed_forward(stage, y, gates, bias)
         run(stage)
     return forward
 
@@ -171,7 +178,8 @@ def _stack_backward(
     w = split_weights(weights, layers, x.dtype)
     wavefront = Wavefront(layers, x.size(0), chunk)
     masked_state = mask is not None and options.dropout_site == "state"
-    all_grad_y = torch.empty_like(forward.y)
+    y = _by_layer(forward.y, layers)
+    all_grad_y = forward.y.new_empty(y.shape)
     if grad_y is None:
         all_grad_y[-1].zero_()
     else:
@@ -192,17 +200,17 @@ def _stack_backward(
     grad_weights: list[Tensor | None] = []
     for layer in range(layers):
         of_layer = slice(layer * count, (layer + 1) * count)
-        below = x if layer == 0 else forward.y[layer - 1]
+        below = x if layer == 0 else y[layer - 1]
         if noise is not None and layer > 0:
             below = below * noise[layer - 1]
         pairs = functools.partial(
             recurrent_pairs, direction=0, h_prev=grads.h_prev[layer] if masked_state else None,
-            y=forward.y[layer], h0=h0[layer : layer + 1].contiguous(),
+            y=y[layer], h0=h0[layer : layer + 1].contiguous(),
         )  # fmt: skip
         grad_weights += weight_gradients(
             backend, cell, needed[1:][of_layer], square[of_layer], grads.grad_gates[layer],
             None if grads.grad_n_h is None else grads.grad_n_h[layer], grads.grad_bias[layer],
-            below.flatten(0, -2).contiguous(), pairs,
+            below.flatten(0, -2), pairs,
         )  # fmt: skip
     return Gradients(
         x=products.input_gradient(backend, grads.grad_gates[:1], w.w_ih[:1]) if needed[0] else None,
@@ -338,7 +346,8 @@ class StackFunction(torch.autograd.Function):
         with ops.below_autograd():
             forward = _stack_forward(cell, options, chunk, mask, noise, x, h0, c0, weights)
             # a copy: what a user does to it in place must not reach what is saved
-            return (forward.y[-1].clone(), forward.h_n, forward.c_n, *forward[:1], *forward[3:6])
+            y = _by_layer(forward.y, h0.size(0))[-1].clone(memory_format=torch.contiguous_format)
+            return (y, forward.h_n, forward.c_n, *forward[:1], *forward[3:6])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastrnn import _C
     from fastrnn.base import RNNBase
 
-_PRODUCT_US = 10.0  # of a chunk, that feeds the layers: a launch, and a matrix of some hundred rows
+_PRODUCT_US = 12.0  # of a chunk, that feeds the layers: a launch, and a matrix of some hundred rows
 _STAGE_US = 60.0  # of Python and dispatch, which a stage is not shorter than
 _LEAST_GAIN = 1.1
 _CHUNKS = (16, 32, 64, 128, 256)
@@ -46,8 +46,8 @@ def choose(
 
     passes = (False, True) if trains else (False,)
     chunks = [chunk for chunk in _CHUNKS if 2 * chunk <= request.steps] if allowed is None else [allowed]
-    by_layers = sum(layers * request.steps * _C.plan(request.of_pass(b), limits)["step_us"] for b in passes)
-    by_layers += layers * len(passes) * _PRODUCT_US
+    single = [_C.plan(request.of_pass(b), limits) for b in passes]
+    by_layers = sum(layers * (p["start_us"] + request.steps * p["step_us"] + _PRODUCT_US) for p in single)
     best = Choice(0, by_layers, by_layers)
     for chunk in chunks:
         stack = request._replace(directions=layers)
@@ -56,7 +56,7 @@ def choose(
         except ValueError:  # the plan that is wanted runs no stack
             return best
         stages = Wavefront(layers, request.steps, chunk).stages
-        us = sum(stages * max(_STAGE_US, chunk * plan["step_us"] + _PRODUCT_US) for plan in of_passes)
+        us = sum(stages * max(_STAGE_US, p["start_us"] + chunk * p["step_us"] + _PRODUCT_US) for p in of_passes)
         if allowed is not None or us < best.us / (_LEAST_GAIN if best.chunk == 0 else 1):
             best = Choice(chunk, us, by_layers)
     return best

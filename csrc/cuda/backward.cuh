@@ -127,7 +127,10 @@ FASTRNN_DEVICE void run_backward(const BackwardParams& p, const Tiling& tiling, 
                                               : at<Scalar>(p.h0, state_at(samples.index[n][j], unit));
             h_prev[n][v][j] = *(lives ? of_state : stand_in);
           }
-          if (p.grad_y) grad_y[n][v][j] = *(lives ? at<Scalar>(p.grad_y, (row[j] * D + d) * H + unit) : stand_in);
+          if (p.grad_y)
+            grad_y[n][v][j] =
+                *(lives ? at<Scalar>(p.grad_y, (row[j] * tiling.grad_y_row + d * tiling.grad_y_direction) * H + unit)
+                        : stand_in);
         });
       });
       if constexpr (Cell::kHasCell)  // the only one in storage type: converted at once, but at one step alone

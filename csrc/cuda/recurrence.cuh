@@ -107,6 +107,8 @@ bool run_plan(const char* name, void (*kernel)(Params, Tiling, Workspace), const
   if (plan.team == Team::kGrid) clear(launch_, workspace.counters, counter_bytes(plan));
   Tiling tiling = plan.tiling;
   const Shape& shape = params.shape;
+  tiling.grad_y_row = shape.is_stack() ? 1 : shape.directions;
+  tiling.grad_y_direction = shape.is_stack() ? shape.rows : 1;
   const int steps = static_cast<int>(shape.is_stack() ? shape.chunk : shape.steps) + backward;
   if (plan.team != Team::kStepwise) {
     tiling.begin = 0;

@@ -43,8 +43,9 @@ struct Tiling {
   int cluster_size;  // blocks of the team that are a cluster together; 1: none are
   int num_slices;    // of the batch, kTileBatch * kN samples each
   int first_team;    // of this launch, in the order slice, direction
-  int unit_warps;    // warps that own different units; unit_warps * splits = kWarps
-  int splits;        // warps that share the columns of the weights of the same units
+  int64_t grad_y_row, grad_y_direction;  // [H] numbers of grad_y from a row, or from a direction, to the next
+  int unit_warps;                        // warps that own different units; unit_warps * splits = kWarps
+  int splits;                            // warps that share the columns of the weights of the same units
   int chunks;  // of columns, a warp's share; in a reduce-scatter of all its tiles, kScatterTiles after kScatterTiles
   int shared_chunks;  // how many of them, after those in registers, stay in shared memory; the rest is read at each step
   // Two-level (two_level.cuh): clusters of the team; warps that multiply different tiles, of which `splits` share the columns.

@@ -218,7 +218,8 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.grad_y = arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
+  params.grad_y = shape.is_stack() ? arguments.in({"grad_y", grad_y}, scalar, {D, rows, P})
+                                   : arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
   params.grad_h_n = arguments.in({"grad_h_n", grad_h_n}, scalar, {D, batch, P});
   if (!lstm) Argument("grad_c_n", grad_c_n).exactly_if(false, "an LSTM");
   params.grad_c_n = arguments.in({"grad_c_n", grad_c_n}, scalar, {D, batch, H});

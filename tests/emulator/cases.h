@@ -220,8 +220,6 @@ inline std::vector<Case> cases(const std::string& selection) {
            {"grid", kLstm, 5, 2, 3, 3, 21, 's', kNone},
            {"grid", kGru, 3, 1, 2, 3, 21, ' ', kNorm},
            {"grid", kRnnTanh, 3, 4, 2, 3, 37, 's', kValue},
-           {"grid:cluster=2", kLstm, 5, 2, 2, 3, 37, 's', kNorm},
-           {"grid:cluster=2", kGru, 3, 2, 2, 3, 37, 's', kValue},
        })
     result.push_back({.cell = s.cell,
                       .plan = s.plan,
@@ -234,7 +232,7 @@ inline std::vector<Case> cases(const std::string& selection) {
                       .chunk = s.chunk});
   // Some of the layers at a time, since there is no room for the teams of all.
   result.push_back({.cell = kRnnTanh,
-                    .plan = "grid:samples=8,cluster=2",
+                    .plan = "grid:samples=8",
                     .steps = 2,
                     .batch = 10,
                     .hidden_size = 37,

@@ -210,7 +210,19 @@ class Runner {
   Result out;
 };
 
-// A layer of a stack by itself: one direction, forward in time. A stack has its layers one after the other, in y as well.
+// [layers, rows, width] as [rows, layers, width]: y alone has the rows of all layers beside each other.
+inline Vector side_by_side(const Vector& values, int64_t layers, int64_t rows) {
+  const auto width = static_cast<int64_t>(values.size()) / (layers * rows);
+  Vector result;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const auto first = values.begin() + (layer * rows + row) * width;
+      result.insert(result.end(), first, first + width);
+    }
+  return result;
+}
+
+// A layer of a stack by itself: one direction, forward in time.
 inline Layer layer_of(const Layer& stack, int64_t index) {
   Layer layer = stack;
   layer.shape.directions = 1;
@@ -236,6 +248,7 @@ inline Result run(const Layer& layer) {
       (all.*values).insert((all.*values).end(), (result.*values).begin(), (result.*values).end());
     all.clipped.insert(all.clipped.end(), result.clipped.begin(), result.clipped.end());
   }
+  all.y = side_by_side(all.y, layer.shape.directions, layer.shape.rows);
   return all;
 }
 
