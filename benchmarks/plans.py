@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks import targets
-from benchmarks.devices import CELLS, DEVICES, blocks, plan
-from benchmarks.tables import write
+from benchmarks.devices import CELLS, DEVICES, SCALARS, blocks, plan
+from benchmarks.tables import table, write
+from fastrnn import plans, wavefronts
 
 ARITHMETICS = ("bfloat16", "tf32", "float32")
 SHAPES = [
@@ -23,6 +24,36 @@ SHAPES = [
     (16, 1024, 768),
     (32, 512, 128),
 ]
+
+
+STACKS = [  # B, T, H, layers
+    (1, 512, 512, 2),
+    (16, 512, 512, 2),
+    (32, 512, 512, 2),
+    (32, 512, 1024, 2),
+    (20, 35, 650, 2),
+    (16, 512, 512, 4),
+    (10, 512, 256, 6),
+    (64, 128, 128, 3),
+]
+
+
+def stacks(device: str) -> list[str]:
+    """What fastrnn.wavefronts chooses for stacks of layers: a training step without the products of whole sequences."""
+    lines = []
+    for cell in CELLS:
+        for arithmetic in ("bfloat16", "tf32"):
+            scalar, tf32 = SCALARS[arithmetic]
+            for batch, steps, hidden, layers in STACKS:
+                for allowed in ("", "all"):
+                    request = plans.Request(CELLS[cell], scalar, steps, batch, hidden, hidden, 1, False, tf32, allowed)
+                    choice = wavefronts.choose(request, layers, True, DEVICES[device])
+                    lines.append(
+                        f"{cell} | {arithmetic} | {batch}, {steps}, {hidden} | {layers} | {allowed or 'safe'} "
+                        f"| {choice.us_by_layers / 1000:.2f} | {choice.us / 1000:.2f} | {choice.chunk or ''} "
+                        f"| {choice.us_by_layers / choice.us:.2f}"
+                    )
+    return lines
 
 
 def rows(device: str) -> list[str]:
@@ -50,6 +81,13 @@ def markdown() -> str:
     )
     for device in DEVICES:
         text += f"\n## {device}\n\n" + "\n".join(rows(device)) + "\n"
+        text += (
+            f"\n### Stacks of layers on {device}\n\nMilliseconds of a training step without the products of whole sequences, layer by "
+            "layer and as fastrnn.wavefronts\nchooses: the same where no chunk stands. `safe`: without FASTRNN_PLANS=all.\n\n"
+        )
+        text += table(
+            "cell | arithmetic | B, T, H | layers | plans | layer by layer | chosen | chunk | ratio", stacks(device)
+        )
     return text
 
 

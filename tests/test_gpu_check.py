@@ -244,14 +244,19 @@ def test_an_error_of_a_launch_is_no_refusal(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "tests.json").read_text())["items"][0]["status"] == "error"
 
 
+@pytest.fixture(autouse=True)
+def _restores_the_precision(monkeypatch):
+    """check.check sets it for a process of its own."""
+    rnn = torch.backends.cudnn.rnn
+    monkeypatch.setattr(rnn, "fp32_precision", rnn.fp32_precision)
+
+
 @emulated
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32"])
 def test_the_checks_know_tf32_from_float32_as_a_gpu_has_them(monkeypatch, tmp_path, arithmetic):
     with_tf32 = ops._with_tf32
     monkeypatch.setattr(ops, "_with_tf32", lambda backend, plan, dtype: with_tf32("cuda", plan, dtype))
-    monkeypatch.setattr(
-        torch.backends.cudnn.rnn, "fp32_precision", "tf32"
-    )  # the default, to be set back after the test
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")  # the default
     monkeypatch.setattr(check, "cases", lambda quick: iter([(CASE, arithmetic, None)]))
     check.check(Records(tmp_path, "tests"), "emulated", "stepwise", quick=False)
     assert [item["status"] for item in json.loads((tmp_path / "tests.json").read_text())["items"]] == ["ok"]
