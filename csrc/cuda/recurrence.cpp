@@ -118,6 +118,8 @@ void run_first_that_fits(const Params& params, const PlanRequest& request, const
   for (const Plan& plan : plans_for(request, device)) {
     if (plan.team == Team::kMatmul) return matmul(params, run);
     if (with_recurrence(params, plan, [&](auto kernels) { return function(kernels, plan, device); })) return;
+    // Another plan would look for what the stages before have left in other places.
+    if (params.shape.is_stack()) break;
   }
   throw std::runtime_error("no plan fits this device for " + describe(params.shape) +
                            ": its multiprocessors are taken, or clusters are not available; plan=\"stepwise\" (or "

@@ -315,13 +315,20 @@ bool falls_to_the_next_plan() {
         std::printf("after a refused launch of plan %s no other runs: %s\n", plan, refusal.what());
       }
     }
-  refuse_next_launch(cudaErrorNoKernelImageForDevice);
-  try {
-    run_case({.cell = CellKind::kGru, .plan = "grid"});
-    right = false;
-    std::printf("a launch without a kernel passes for one without room\n");
-  } catch (const std::runtime_error&) {
-  }
+  const auto must_fail = [&](cudaError_t error, const Case& the_case, const char* otherwise) {
+    refuse_next_launch(error);
+    try {
+      run_case(the_case);
+      right = false;
+      std::printf("%s\n", otherwise);
+    } catch (const std::runtime_error&) {
+    }
+  };
+  must_fail(cudaErrorNoKernelImageForDevice, {.cell = CellKind::kGru, .plan = "grid"},
+            "a launch without a kernel passes for one without room");
+  // Of a stack the other plan would not find what the stages before have left.
+  must_fail(cudaErrorLaunchOutOfResources, {.cell = CellKind::kGru, .plan = "grid", .directions = 2, .chunk = 2},
+            "a stack goes on by another plan");
   return right;
 }
 
