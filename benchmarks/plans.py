@@ -50,7 +50,7 @@ def stacks(device: str) -> list[str]:
                     choice = wavefronts.choose(request, layers, True, DEVICES[device])
                     lines.append(
                         f"{cell} | {arithmetic} | {batch}, {steps}, {hidden} | {layers} | {allowed or 'safe'} "
-                        f"| {choice.us_by_layers / 1000:.2f} | {choice.us / 1000:.2f} | {choice.chunk or ''} "
+                        f"| {choice.us_by_layers / 1000:.2f} | {choice.us / 1000:.2f} | {choice.cut.chunk if choice.cut else ''} "
                         f"| {choice.us_by_layers / choice.us:.2f}"
                     )
     return lines

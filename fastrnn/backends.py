@@ -19,7 +19,7 @@ _told: set[str] = set()
 _PLANS = re.compile(
     r"(all|(block|cluster|grid|stepwise|matmul)(:(blocks|samples|cluster)=\d+(,(blocks|samples|cluster)=\d+)*)?)?"
 )
-_checked_plans = ""
+_checked_plans = ("", "")
 
 
 def _check_possible(name: str) -> None:
@@ -69,18 +69,22 @@ class backend:
 def check_plans() -> None:
     """
     Raises:
-        ValueError: FASTRNN_PLANS is nothing that it can be, whether or not what runs here has plans.
+        ValueError: FASTRNN_PLANS or FASTRNN_WAVEFRONT is nothing that it can be, whether or not what runs here has plans.
     """
     global _checked_plans
-    plans = os.environ.get("FASTRNN_PLANS", "")
-    if plans == _checked_plans:
+    plans, wavefront = os.environ.get("FASTRNN_PLANS", ""), os.environ.get("FASTRNN_WAVEFRONT", "")
+    if (plans, wavefront) == _checked_plans:
         return
     if not _PLANS.fullmatch(plans):
         raise ValueError(
             f'FASTRNN_PLANS is "{plans}", expected "all", "block", "cluster", "grid", "stepwise" or "matmul", after a plan '
             'options as in "grid:blocks=64,samples=8,cluster=8", or nothing'
         )
-    _checked_plans = plans
+    if wavefront not in ("", "auto") and not wavefront.isdecimal():
+        raise ValueError(
+            f'FASTRNN_WAVEFRONT is "{wavefront}", expected "auto", "0" or the steps of a chunk, or nothing'
+        )
+    _checked_plans = (plans, wavefront)
 
 
 def resolve(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from fastrnn.functions import GRUFunction, LSTMFunction, Options, RNNFunction
 from fastrnn.masks import Masks
 from fastrnn.options import RecurrentOptions, check_options
 from fastrnn.reference import compute_dtype
-from fastrnn.stacks import StackFunction
+from fastrnn.stacks import Cut, StackFunction
 
 _FUNCTIONS = {"RNN_TANH": RNNFunction, "RNN_RELU": RNNFunction, "LSTM": LSTMFunction, "GRU": GRUFunction}
 
@@ -289,10 +289,12 @@ class RNNBase(nn.RNNBase):
         """All layers: rows of the last layer's y, and the final states (layers * directions, B, ·), in the batch's order."""
         self._masks.check_batch(batch.size)
         grad_scale = self._scale_of_gradients()
-        chunk = self._chunk(batch, backend)
-        if chunk > 0:
-            return self._run_stack(batch, states, backend, grad_scale, chunk)
         x, num_directions = batch.data, self._num_directions
+        if self.num_layers > 1 and backend in ("cuda", "emulated") and not is_transformed():
+            is_ragged = batch.lengths is not None or batch.offsets is not None
+            choice = wavefronts.choice_for(self, x.dtype, x.device, x.size(0), batch.size, backend, is_ragged=is_ragged)
+            if choice.cut is not None:
+                return self._run_stack(batch, states, backend, grad_scale, choice.cut)
         record = self.record_state_grad_norms
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
@@ -315,40 +317,32 @@ class RNNBase(nn.RNNBase):
             return x, finals[0]
         return x, [torch.cat(parts) for parts in zip(*finals, strict=True)]
 
-    def _chunk(self, batch: Batch, backend: str) -> int:
-        """Steps of a chunk where a wavefront over the layers is faster than layer by layer, else 0."""
-        if backend not in ("cuda", "emulated") or self.num_layers == 1 or self.bidirectional or self.proj_size > 0:
-            return 0
-        if batch.lengths is not None or batch.offsets is not None or is_transformed():
-            return 0
-        return wavefronts.chunk_of(self, batch.data, backend)
-
     def _run_stack(
-        self, batch: Batch, states: list[Tensor], backend: str, grad_scale: Tensor | None, chunk: int
+        self, batch: Batch, states: list[Tensor], backend: str, grad_scale: Tensor | None, cut: Cut
     ) -> tuple[Tensor, list[Tensor]]:
         """All layers at once (``fastrnn.stacks``)."""
         x, dropping = batch.data, self.training or self.mc_dropout
-        is_noisy = dropping and (self.dropout > 0 or self.input_dropout > 0)
         weights: list[Tensor] = []
         masks: list[Tensor] = []
-        noise: list[Tensor] = []  # what the output of a layer is multiplied with
+        noise = None  # what the outputs of all layers but the last are multiplied with
+        if dropping and (self.dropout > 0 or self.input_dropout > 0):
+            noise = x.new_empty((self.num_layers - 1, *x.shape[:2], self.hidden_size))
         for layer in range(self.num_layers):
             of_layer, factors, mask = self._draw(layer, batch)
             weights += of_layer
             masks += [] if mask is None else [mask]
             if factors is not None and layer == 0:
                 x = x * factors
-            elif factors is not None:
-                noise[-1] = noise[-1] * factors
-            if is_noisy and layer < self.num_layers - 1:
-                ones = torch.ones((*x.shape[:2], self.hidden_size), dtype=x.dtype, device=x.device)
-                noise.append(functional.dropout(ones, self.dropout, training=dropping))
+            elif factors is not None and noise is not None:
+                noise[layer - 1].mul_(factors)
+            if noise is not None and layer < self.num_layers - 1:
+                noise[layer].copy_(functional.dropout(torch.ones_like(noise[layer]), self.dropout, training=dropping))
         h0, *cells = states
         slots = tuple(self._record_slots) if self.record_state_grad_norms else None
         options = self._layer_options(backend, 0, (x, *states, *weights))
         y, h_n, c_n, *_ = run_layer(
-            StackFunction, options, self.mode.lower(), chunk, slots, torch.cat(masks) if masks else None,
-            torch.stack(noise) if noise else None, grad_scale, x, h0, cells[0] if cells else None, *weights,
+            StackFunction, options, self.mode.lower(), cut, slots, torch.cat(masks) if masks else None,
+            noise, grad_scale, x, h0, cells[0] if cells else None, *weights,
         )  # fmt: skip
         return y, [h_n] if c_n is None else [h_n, c_n]
 

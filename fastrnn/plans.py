@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from fastrnn import _C
     from fastrnn.base import RNNBase
 
-_SCALARS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as csrc/params.h numbers them
+SCALARS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as csrc/params.h numbers them
+
+
+def limit_numbers(backend: str, device: torch.device) -> tuple[int, ...]:
+    """What a plan has to know of the device of a backend with CUDA kernels, as the operator says it."""
+    index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
+    return tuple(getattr(torch.ops, ops.NAMESPACES[backend]).device_limits(index))
+
+
+def limits_of(numbers: tuple[int, ...]) -> _C.DeviceLimits:
+    from fastrnn import _C
+
+    major, minor, multiprocessors, shared_per_block, *clusters, compiled_arch = numbers
+    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
 
 
 def device_limits(backend: str, device: torch.device) -> _C.DeviceLimits:
-    """What a plan has to know of the device of a backend with CUDA kernels."""
-    from fastrnn import _C
-
-    index = device.index if device.index is not None else torch.cuda.current_device() if backend == "cuda" else 0
-    major, minor, multiprocessors, shared_per_block, *clusters, compiled_arch = getattr(
-        torch.ops, ops.NAMESPACES[backend]
-    ).device_limits(index)
-    return _C.DeviceLimits(major, minor, multiprocessors, shared_per_block, clusters, compiled_arch)
+    return limits_of(limit_numbers(backend, device))
 
 
 class Request(NamedTuple):
@@ -48,7 +54,7 @@ class Request(NamedTuple):
     def of(cls, rnn: RNNBase, dtype: torch.dtype, steps: int, batch: int) -> Request:
         return cls(
             cell=CELLS.index(rnn.mode.lower()),
-            scalar=_SCALARS.index(dtype),
+            scalar=SCALARS.index(dtype),
             steps=steps,
             batch=batch,
             hidden_size=rnn.hidden_size,
@@ -93,7 +99,7 @@ def typical_plans(limits: _C.DeviceLimits) -> list[str]:
     for hidden_size, batch in _TYPICAL:
         request = Request(
             cell=CELLS.index("lstm"),
-            scalar=_SCALARS.index(torch.bfloat16),
+            scalar=SCALARS.index(torch.bfloat16),
             steps=_TYPICAL_STEPS,
             batch=batch,
             hidden_size=hidden_size,
@@ -148,7 +154,8 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
 
     Returns:
         Lines of text: the backend; on a GPU the plan of forward and backward, how it divides the work, and the predicted time
-        a step with what bounds it. Predictions stand on published latencies, not on a run of your GPU.
+        a step with what bounds it, and whether the layers run at once or one after another (without ``lengths``; of a training
+        step, under :class:`torch.no_grad` of a call). Predictions stand on published latencies, not on a run of your GPU.
 
     Raises:
         TypeError: ``rnn`` is no fastrnn module, or ``x`` no tensor or PackedSequence.
@@ -191,5 +198,7 @@ def explain(rnn: Any, x: Tensor | PackedSequence) -> str:
         request = Request.of(rnn, dtype, steps, batch)
         lines.extend(_layer_plans(request, limits))
         if rnn.num_layers > 1:
-            lines.append(wavefronts.text_of(rnn, request, limits, is_ragged=isinstance(x, PackedSequence)))
+            is_ragged = isinstance(x, PackedSequence)
+            choice = wavefronts.choice_for(rnn, dtype, data.device, steps, batch, backend, is_ragged=is_ragged)
+            lines.append(wavefronts.text_of(choice, rnn.num_layers, steps))
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 One layer of small batches leaves most of a GPU idle, and its steps wait for latencies. A stage runs a chunk of every layer at the
 same time; between two stages one product brings each layer the input of its next chunk from the layer before it. Backward does the
-same from the last layer and step on. Kernels and results are those of layer by layer, but for the rounding of products that are cut
-into chunks.
+same from the last layer and step on. Kernels and results are those of layer by layer, but for rounding: products are cut into chunks,
+and both dropouts of an input are one factor. The gates of all layers, and in backward their gradients, are held at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ from fastrnn.layers import (
 from fastrnn.reference import Forward
 
 MAX_LAYERS = 8  # csrc/params.h: kMaxDirections
+
+
+class Cut(NamedTuple):
+    """How a stack runs: steps of a chunk, and the plans of all stages, for what one leaves only that plan finds ("": the best)."""
+
+    chunk: int
+    forward_plan: str = ""
+    backward_plan: str = ""
 
 
 class Wavefront(NamedTuple):
@@ -73,7 +81,8 @@ def _views(tensor: Tensor, layers: range, start: int, steps: int, chunk: int) ->
     """
     of_layer, of_step, _, _ = tensor.stride()
     size = (len(layers), steps * tensor.size(2), tensor.size(3))
-    # the first stride of one layer is never taken, but may not be negative
+    # Several layers have full chunks of two or more, so that the first stride is at least a matrix: none overlap. That of one
+    # layer is never taken, but may not be negative.
     strides = (of_layer - chunk * of_step if len(layers) > 1 else 1, tensor.size(3), 1)
     return tensor.as_strided(size, strides, tensor.storage_offset() + layers.start * of_layer + start * of_step)
 
@@ -127,7 +136,7 @@ def _by_layer(y: Tensor, layers: int) -> Tensor:
 def _stack_forward(
     cell: str,
     options: Options,
-    chunk: int,
+    cut: Cut,
     mask: Tensor | None,
     noise: Tensor | None,
     x: Tensor,
@@ -140,13 +149,13 @@ def _stack_forward(
     backend = options.backend
     w = split_weights(weights, layers, x.dtype)
     biases, b_hn = split_biases(cell, w)
-    wavefront = Wavefront(layers, x.size(0), chunk)
+    wavefront = Wavefront(layers, x.size(0), cut.chunk)
     gates = x.new_empty((layers, x.size(0), batch, w.w_hh[0].size(0)))
     gates[0].copy_(products.project(backend, x, w.w_ih[:1], biases[:1])[0])
     bias = torch.stack([sum(b[1:], b[0]).unsqueeze(0) for b in biases[1:]]) if w.b_ih else None
     forward, run = ops.stack_forward(
         backend, cell, options.dropout_site, gates, w.w_hh, b_hn, h0, c0, mask,
-        save=options.save, plan=options.plan, chunk=chunk,
+        save=options.save, plan=options.plan or cut.forward_plan, chunk=cut.chunk,
     )  # fmt: skip
     y = _by_layer(forward.y, layers)
     feed = _Products(backend, wavefront, w.w_ih, noise)
@@ -159,7 +168,7 @@ def _stack_forward(
 def _stack_backward(
     cell: str,
     options: Options,
-    chunk: int,
+    cut: Cut,
     needed: Sequence[bool],
     mask: Tensor | None,
     noise: Tensor | None,
@@ -176,7 +185,7 @@ def _stack_backward(
     """``grad_y`` is that of the last layer; ``needed`` says which of (x, *weights) want a gradient."""
     layers, backend = h0.size(0), options.backend
     w = split_weights(weights, layers, x.dtype)
-    wavefront = Wavefront(layers, x.size(0), chunk)
+    wavefront = Wavefront(layers, x.size(0), cut.chunk)
     masked_state = mask is not None and options.dropout_site == "state"
     y = _by_layer(forward.y, layers)
     all_grad_y = forward.y.new_empty(y.shape)
@@ -187,7 +196,8 @@ def _stack_backward(
     grads, run = ops.stack_backward(
         backend, cell, options.dropout_site, forward, w.w_hh, h0, c0, mask, all_grad_y, grad_h_n, grad_c_n,
         clip_mode=options.clip_mode, clip_threshold=options.clip_threshold, grad_scale=grad_scale,
-        record=options.record_key >= 0, need_h_prev=masked_state, plan=options.plan, chunk=chunk,
+        record=options.record_key >= 0, need_h_prev=masked_state, plan=options.plan or cut.backward_plan,
+        chunk=cut.chunk,
     )  # fmt: skip
     feed = _Products(backend, wavefront, w.w_ih, noise)
     for stage in range(wavefront.stages):
@@ -275,13 +285,13 @@ class _StackBackward(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
         (
-            options, cell, chunk, needed, mask, noise, grad_scale, all_y, gates, cells, n_h,
+            options, cell, cut, needed, mask, noise, grad_scale, all_y, gates, cells, n_h,
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights,
         ) = inputs  # fmt: skip
         forward = Forward(all_y, all_y, None, gates, cells, n_h, None)  # h_n, c_n are not read
         with ops.below_autograd():
             grads = _stack_backward(
-                cell, options, chunk, needed, mask, noise, grad_scale, forward, grad_y, grad_h_n, grad_c_n,
+                cell, options, cut, needed, mask, noise, grad_scale, forward, grad_y, grad_h_n, grad_c_n,
                 x, h0, c0, weights,
             )  # fmt: skip
         return (grads.norms, grads.clipped, grads.squares, grads.x, grads.h0, grads.c0, *grads.weights)
@@ -325,12 +335,12 @@ _NUM_LEADING = 10  # arguments of StackFunction before the weights
 class StackFunction(torch.autograd.Function):
     """Several layers of one direction as a wavefront.
 
-    ``StackFunction.apply(options, cell, chunk, slots, mask, noise, grad_scale, x, h0, c0, *weights)``, all weights of a layer after
+    ``StackFunction.apply(options, cell, cut, slots, mask, noise, grad_scale, x, h0, c0, *weights)``, all weights of a layer after
     those of the layer before, in the order of :class:`fastrnn.functions.LSTMFunction`.
 
     Args:
         options: as of a layer; ``record_key`` is the first layer's, the others' follow.
-        chunk: steps.
+        cut: :class:`Cut`.
         slots: a tensor (1,) of each layer, or None (``fastrnn.recording``).
         mask: recurrent dropout factors (L, B, H), or None.
         noise: (L - 1, T, B, H), what the output of each layer but the last is multiplied with; None: 1. Constant.
@@ -342,18 +352,18 @@ class StackFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
-        options, cell, chunk, _slots, mask, noise, _grad_scale, x, h0, c0, *weights = inputs
+        options, cell, cut, _slots, mask, noise, _grad_scale, x, h0, c0, *weights = inputs
         with ops.below_autograd():
-            forward = _stack_forward(cell, options, chunk, mask, noise, x, h0, c0, weights)
+            forward = _stack_forward(cell, options, cut, mask, noise, x, h0, c0, weights)
             # a copy: what a user does to it in place must not reach what is saved
             y = _by_layer(forward.y, h0.size(0))[-1].clone(memory_format=torch.contiguous_format)
             return (y, forward.h_n, forward.c_n, *forward[:1], *forward[3:6])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        options, cell, chunk, slots, *tensors = inputs
+        options, cell, cut, slots, *tensors = inputs
         saved = output[3:]
-        ctx.options, ctx.cell, ctx.chunk, ctx.slots = options, cell, chunk, slots
+        ctx.options, ctx.cell, ctx.cut, ctx.slots = options, cell, cut, slots
         ctx.save_for_backward(*saved, *tensors)
         ctx.mark_non_differentiable(*(t for t in saved if t is not None))
         ctx.set_materialize_grads(False)
@@ -362,13 +372,15 @@ class StackFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         all_y, gates, cells, n_h, mask, noise, grad_scale, x, h0, c0, *weights = ctx.saved_tensors
         options: Options = ctx.options
+        if not options.save:
+            raise RuntimeError("this stack ran with Options(save=False), so nothing was kept for backward")
         grad_y, grad_h_n, grad_c_n = grad_outputs[:3]
         if grad_y is None and grad_h_n is None and grad_c_n is None:
             return (None,) * (_NUM_LEADING + len(weights))
         needs_x, needs_h0, needs_c0, *needs_weights = ctx.needs_input_grad[7:]
         run: Any = _StackBackward.apply if may_be_differentiated() else _StackBackward.forward
         norms, clipped, squares, grad_x, grad_h0, grad_c0, *grad_weights = run(
-            options, ctx.cell, ctx.chunk, (needs_x, *needs_weights), mask, noise, grad_scale, all_y, gates, cells, n_h,
+            options, ctx.cell, ctx.cut, (needs_x, *needs_weights), mask, noise, grad_scale, all_y, gates, cells, n_h,
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights,
         )  # fmt: skip
         for layer, slot in enumerate(ctx.slots or ()):

@@ -36,6 +36,7 @@ TESTS = (
     "test_precision",
     "test_norm_kernels",
     "test_kernel_plans",
+    "test_stacks",
 )
 
 
