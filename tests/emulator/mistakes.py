@@ -205,7 +205,7 @@ MISTAKES = [
             ("norms cleared at every stage", "recurrence.cuh", "begins = shape.stage == 0;", "begins = true;", "cluster-stack2"),
         ]
     ),
-    Mistake("stack: second layer runs back", "params.h", "return direction == 1 && !is_stack();", "return direction == 1;", "lstm_float", "block-stack2-lstm"),
+    Mistake("stack: second layer runs back", "params.h", "return direction == 1 && !is_stack();", "return direction == 1;", "instantiate/lstm_float", "block-stack2-lstm"),
     kernel("splits added before they are there", "product.cuh", "  __syncthreads();\n  if (warp >= num_owners) return;",
            "  if (warp >= num_owners) return;", "grid"),
     kernel("packed rows of the first sample", "rows.cuh", "offsets[step] + sample", "offsets[step]", ""),
