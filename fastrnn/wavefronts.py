@@ -20,7 +20,7 @@ _PRODUCT_US = 12.0  # of a chunk, that feeds the layers: a launch, and a matrix 
 _STAGE_US = 60.0  # of Python and dispatch, which a stage is not shorter than
 _LEAST_GAIN = 1.1
 _CHUNKS = (16, 32, 64, 128, 256)
-_MOST_BYTES = 256 << 20  # of the gates of all layers, which a wavefront holds at once
+_MOST_BYTES = 1 << 30  # of the gates of all layers, which a wavefront holds at once
 
 
 class Choice(NamedTuple):

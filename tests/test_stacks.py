@@ -298,7 +298,7 @@ def test_a_batch_that_fills_the_device_runs_layer_by_layer():
         ),
         ({"steps": 30}, "fewer than 32 steps"),
         ({"allowed": "matmul"}, "FASTRNN_PLANS=matmul cannot run a stack"),
-        ({"steps": 10000, "batch": 64}, "the gates of all layers take more than 256 MB"),
+        ({"steps": 10000, "batch": 64}, "the gates of all layers take more than 1024 MB"),
         # backward alone cannot run it: its error is for backward to tell
         ({"allowed": "grid:blocks=64,samples=16,cluster=8"}, "cannot run a stack"),
     ):

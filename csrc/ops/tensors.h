@@ -75,12 +75,13 @@ inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, con
 }
 
 // Of a stack; 0, 0 for a layer. After the shape.
-inline void read_stage(Shape& shape, int64_t chunk, int64_t stage, bool is_ragged, bool projects) {
+inline void read_stage(Shape& shape, const char* name, const Tensor& gates, int64_t chunk, int64_t stage,
+                       bool is_ragged, bool projects) {
   shape.chunk = chunk;
   shape.stage = stage;
-  const int64_t most = chunk == 0 ? 2 : kMaxDirections;
-  if (shape.directions < 1 || shape.directions > most)
-    fail("h0 has ", shape.directions, chunk == 0 ? " directions" : " layers", ", expected 1 to ", most);
+  if (shape.directions < 1 || shape.directions > (chunk == 0 ? 2 : kMaxDirections))
+    fail(name, " has shape ", list_text(gates.sizes()), ", expected 1 ",
+         chunk == 0 ? std::string("or 2 directions") : "to " + std::to_string(kMaxDirections) + " layers");
   if (chunk < 0 || chunk > INT32_MAX || stage < 0 || stage >= shape.stages())
     fail("stage is ", stage, " of chunk ", chunk, ", expected a stage from 0 to ", shape.stages() - 1);
   if (chunk > 0 && (is_ragged || projects)) fail("a stack of layers takes neither lengths, offsets nor w_hr");
@@ -155,7 +156,7 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
                         const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
                         const OptionalTensor& workspace, const std::string& plan, int64_t chunk, int64_t stage) {
   Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
-  read_stage(shape, chunk, stage, lengths || offsets, !w_hr.empty());
+  read_stage(shape, "gates", gates, chunk, stage, lengths || offsets, !w_hr.empty());
   const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
@@ -197,7 +198,7 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
                          const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const OptionalTensor& workspace,
                          const std::string& plan, int64_t chunk, int64_t stage) {
   Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
-  read_stage(shape, chunk, stage, lengths || offsets, !w_hr.empty());
+  read_stage(shape, "grad_gates", grad_gates, chunk, stage, lengths || offsets, !w_hr.empty());
   const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
