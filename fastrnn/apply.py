@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -31,3 +33,26 @@ def run_layer(function: type[torch.autograd.Function], *arguments: Any) -> tuple
 def remember_signature(function: type[torch.autograd.Function]) -> None:
     """torch asks for the signature of forward in every call: found here, that takes a tenth of what reading the code does."""
     cast(Any, function.forward).__signature__ = inspect.signature(function.forward)
+
+
+def differentiate(
+    function: Callable[..., tuple[Tensor | None, ...]],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of ``function(*inputs)`` with respect to the inputs that need one, where an output has a gradient."""
+    wanted = [n and t is not None for n, t in zip(needed, inputs, strict=True)]
+    is_given = [g is not None for g in grad_outputs]
+    given = tuple(g for g in grad_outputs if g is not None)
+    if not given or not any(wanted):
+        return [None] * len(inputs)
+
+    def of_wanted(*variables: Tensor) -> tuple[Tensor, ...]:
+        replacements = iter(variables)
+        outputs = function(*(next(replacements) if w else t for w, t in zip(wanted, inputs, strict=True)))
+        return tuple(cast(Tensor, out) for out, want in zip(outputs, is_given, strict=True) if want)
+
+    vjp: Any = torch.func.vjp(of_wanted, *(t for t, w in zip(inputs, wanted, strict=True) if w))[1]
+    gradients = iter(vjp(given))
+    return [next(gradients) if w else None for w in wanted]

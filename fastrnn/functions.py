@@ -8,13 +8,13 @@ do not depend on whether a graph of them is built.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrnn import ops, recording
-from fastrnn.apply import may_be_differentiated, remember_signature
+from fastrnn.apply import differentiate, may_be_differentiated, remember_signature
 from fastrnn.layers import Options as Options
 from fastrnn.layers import layer_backward, layer_forward, note_sums
 from fastrnn.reference import Forward
@@ -63,28 +63,18 @@ class _LayerBackward(torch.autograd.Function):
         lengths, offsets, mask, grad_scale, *differentiable = ctx.saved_tensors
         # Without the fused kernels, from the inputs alone: what forward saved is constant here.
         options = ctx.options._replace(backend="reference", record_key=-1, save=True)
-        wanted = [n and t is not None for n, t in zip(ctx.needs_input_grad[12:], differentiable, strict=True)]
-        given = [g for g in grad_outputs[3:] if g is not None]
-        is_given = [g is not None for g in grad_outputs[3:]]
-        if not given or not any(wanted):
-            return (None,) * len(ctx.needs_input_grad)
 
-        def first_order(*variables: Tensor) -> tuple[Tensor, ...]:
-            replacements = iter(variables)
-            values = [next(replacements) if w else t for w, t in zip(wanted, differentiable, strict=True)]
+        def first_order(*values: Any) -> tuple[Tensor | None, ...]:
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights = values
             forward = layer_forward(ctx.cell, options, x, h0, c0, lengths, offsets, mask, weights)
             grads = layer_backward(
                 ctx.cell, options, ctx.needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
                 grad_y, grad_h_n, grad_c_n, weights,
             )  # fmt: skip
-            outputs = (grads.x, grads.h0, grads.c0, *grads.weights)
-            return tuple(cast(Tensor, out) for out, want in zip(outputs, is_given, strict=True) if want)
+            return (grads.x, grads.h0, grads.c0, *grads.weights)
 
-        variables = [t for t, w in zip(differentiable, wanted, strict=True) if w]
-        vjp: Any = torch.func.vjp(first_order, *variables)[1]
-        gradients = iter(vjp(tuple(given)))
-        return (*[None] * 12, *(next(gradients) if w else None for w in wanted))
+        gradients = differentiate(first_order, differentiable, ctx.needs_input_grad[12:], grad_outputs[3:])
+        return (*[None] * 12, *gradients)
 
 
 _NUM_LEADING = 10  # arguments of the functions below before the weights

@@ -155,7 +155,7 @@ def sum_of_squares(tensors: list[Tensor], known: list[Tensor], out: Tensor, *, r
 # ------------------------------------------------------------------------------------------------------- recurrence
 
 
-def recurrence_forward(
+def forward_stages(
     backend: str,
     cell: str,
     dropout_site: str,
@@ -171,14 +171,12 @@ def recurrence_forward(
     *,
     save: bool,
     plan: str,
-) -> Forward:
-    """One layer's whole sequence, both directions (csrc/params.h: ForwardParams).
+    chunk: int = 0,
+) -> tuple[Forward, Callable[[int], None]]:
+    """What :func:`recurrence_forward` fills, and a function that does: all of it at stage 0, or with ``chunk`` a stage of a stack.
 
-    ``gates`` is consumed: the backend may write the activated gates over it. Without ``save`` nothing that backward needs
-    is kept.
+    Of a stack (csrc/params.h: Layers) the layers stand in place of the directions; a stage reads and writes its chunks of ``gates``.
     """
-    if backend == "reference":
-        return reference.recurrence_forward(cell, dropout_site, gates, w_hh, b_hn, w_hr, h0, c0, mask, lengths, offsets)
     acc = compute_dtype(gates.dtype)
     num_directions, _, state_size = h0.shape
     rows = gates.shape[1:-1]
@@ -193,7 +191,8 @@ def recurrence_forward(
     n_h = gates.new_empty(per_unit) if save and cell == "gru" else None
     hidden = gates.new_empty(per_unit) if save and w_hr else None
     has_gates = save and cell in ("lstm", "gru")
-    _operator(backend, "recurrence_forward")(
+    run = functools.partial(
+        _operator(backend, "recurrence_forward"),
         CELLS.index(cell),
         DROPOUT_SITES.index(dropout_site),
         gates.view(num_directions, num_rows, gates.size(-1)),
@@ -214,109 +213,26 @@ def recurrence_forward(
         hidden,
         _workspace(backend, cell, h0, hidden_size, backward=False),
         _with_tf32(backend, plan, gates.dtype),
+        chunk,
     )
     cells, n_h, hidden = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h, hidden))
-    return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden)
+    return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden), run
 
 
-def stack_forward(
-    backend: str,
-    cell: str,
-    dropout_site: str,
-    gates: Tensor,
-    w_hh: list[Tensor],
-    b_hn: list[Tensor],
-    h0: Tensor,
-    c0: Tensor | None,
-    mask: Tensor | None,
-    *,
-    save: bool,
-    plan: str,
-    chunk: int,
-) -> tuple[Forward, Callable[[int], None]]:
-    """The recurrences of a stack of layers (csrc/params.h: Layers): what they fill, and a function that runs one stage.
+def recurrence_forward(backend: str, cell: str, dropout_site: str, *tensors: Any, save: bool, plan: str) -> Forward:
+    """One layer's whole sequence, both directions (csrc/params.h: ForwardParams); ``tensors`` as :func:`forward_stages`.
 
-    L layers in place of directions: ``y`` is [T, B, L*H]; ``gates`` [L, T, B, G*H], of which a stage reads and writes its chunks.
+    ``gates`` is consumed: the backend may write the activated gates over it. Without ``save`` nothing that backward needs
+    is kept.
     """
-    layers, _, hidden_size = h0.shape
-    acc = compute_dtype(gates.dtype)
-    rows = gates.shape[1:3]
-    per_unit = (layers, rows.numel(), hidden_size)
-    y = gates.new_empty((*rows, layers * hidden_size))
-    h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
-    cells = gates.new_empty(per_unit, dtype=acc) if save and cell == "lstm" else None
-    n_h = gates.new_empty(per_unit) if save and cell == "gru" else None
-    run = functools.partial(
-        _operator(backend, "recurrence_forward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
-        gates.view(layers, rows.numel(), gates.size(-1)), w_hh, b_hn, [], h0.contiguous(), _contiguous(c0),
-        _contiguous(mask), None, None, y.view(-1, y.size(-1)), h_n, c_n, save, cells, n_h, None,
-        _workspace(backend, cell, h0, hidden_size, backward=False), _with_tf32(backend, plan, gates.dtype), chunk,
-    )  # fmt: skip
-    cells, n_h = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h))
-    keeps_gates = save and cell in ("lstm", "gru")
-    return Forward(y, h_n, c_n, gates if keeps_gates else None, cells, n_h, None), run
+    if backend == "reference":
+        return reference.recurrence_forward(cell, dropout_site, *tensors)
+    forward, run = forward_stages(backend, cell, dropout_site, *tensors, save=save, plan=plan)
+    run(0)
+    return forward
 
 
-def stack_backward(
-    backend: str,
-    cell: str,
-    dropout_site: str,
-    forward: Forward,
-    w_hh: list[Tensor],
-    h0: Tensor,
-    c0: Tensor | None,
-    mask: Tensor | None,
-    grad_y: Tensor,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    *,
-    clip_mode: str | None,
-    clip_threshold: float,
-    grad_scale: Tensor | None,
-    record: bool,
-    need_h_prev: bool,
-    plan: str,
-    chunk: int,
-) -> tuple[Backward, Callable[[int], None]]:
-    """Backpropagation through time of :func:`stack_forward`: what it fills, and a function that runs one stage.
-
-    ``grad_y`` [L, T, B, H], of which a stage reads its chunks. Without ``need_h_prev`` h_prev is y.
-    """
-    layers, _, hidden_size = h0.shape
-    y = forward.y
-    acc = compute_dtype(y.dtype)
-    rows = y.shape[:2]
-    per_unit = (layers, rows.numel(), hidden_size)
-    num_sums = 4 if cell == "gru" else NUM_GATES[cell]
-    grad_gates = y.new_empty((layers, rows.numel(), w_hh[0].size(0)))
-    grad_n_h = y.new_empty(per_unit) if cell == "gru" else None
-    h_prev = y.new_empty(per_unit) if need_h_prev else None
-    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
-    grad_bias = y.new_empty((layers, num_sums * hidden_size), dtype=acc)
-    norms = y.new_empty((layers, *rows), dtype=acc) if record else None
-    clipped = y.new_empty((layers, *rows), dtype=torch.bool) if record else None
-    workspace = _workspace(
-        backend, cell, h0, hidden_size, backward=True,
-        recorded_steps=rows[0] if record and clip_mode != "norm" else 0,
-    )  # fmt: skip
-    run = functools.partial(
-        _operator(backend, "recurrence_backward"), CELLS.index(cell), DROPOUT_SITES.index(dropout_site),
-        _flat(forward.gates, 1), _flat(forward.cells, 1), _flat(forward.n_h, 1), _flat(y, 0), w_hh, [],
-        h0.contiguous(), _contiguous(c0), _contiguous(mask), None, None, _flat(grad_y, 1), _contiguous(grad_h_n),
-        _contiguous(grad_c_n), CLIP_MODES.index(clip_mode), clip_threshold, grad_scale, norms, clipped, grad_gates,
-        grad_n_h, None, grad_h0, grad_c0, grad_bias, h_prev, workspace, _with_tf32(backend, plan, y.dtype), chunk,
-    )  # fmt: skip
-    grad_gates = _shaped(grad_gates, rows, 1)
-    grad_n_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, h_prev))
-    filled = Backward(
-        grad_gates, grad_n_h, None, grad_h0, grad_c0, grad_bias, y if h_prev is None else h_prev, norms, clipped
-    )
-    return filled, run
-
-
-def recurrence_backward(
+def backward_stages(
     backend: str,
     cell: str,
     dropout_site: str,
@@ -339,17 +255,13 @@ def recurrence_backward(
     need_h_prev: bool,
     plan: str,
     transient: bool = False,
-) -> Backward:
-    """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams).
+    chunk: int = 0,
+) -> tuple[Backward, Callable[[int], None]]:
+    """What :func:`recurrence_backward` fills, and a function that does, as :func:`forward_stages`.
 
-    ``transient``: the caller is done with ``grad_gates`` before the next call of this thread.
+    Of a stack ``grad_y`` is [L, T, B, H], and a stage reads its chunks.
     """
     gates, y = forward.gates, forward.y
-    if backend == "reference":
-        return reference.recurrence_backward(
-            cell, dropout_site, gates, forward.cells, forward.n_h, y, w_hh, w_hr, h0, c0, mask, lengths, offsets,
-            grad_y, grad_h_n, grad_c_n, clip_mode, clip_threshold, grad_scale,
-        )  # fmt: skip
     acc = compute_dtype(y.dtype)
     num_directions, batch, state_size = h0.shape
     rows = y.shape[:-1]
@@ -368,7 +280,8 @@ def recurrence_backward(
     grad_bias = y.new_empty((num_directions, num_sums * hidden_size), dtype=acc)
     norms = y.new_empty((num_directions, steps, batch), dtype=acc) if record else None
     clipped = y.new_empty((num_directions, steps, batch), dtype=torch.bool) if record else None
-    _operator(backend, "recurrence_backward")(
+    run = functools.partial(
+        _operator(backend, "recurrence_backward"),
         CELLS.index(cell),
         DROPOUT_SITES.index(dropout_site),
         _flat(gates, 1),
@@ -382,7 +295,7 @@ def recurrence_backward(
         _contiguous(mask),
         _contiguous(lengths),
         _contiguous(offsets),
-        _flat(grad_y, 0),
+        _flat(grad_y, 1 if chunk > 0 else 0),
         _contiguous(grad_h_n),
         _contiguous(grad_c_n),
         CLIP_MODES.index(clip_mode),
@@ -406,10 +319,43 @@ def recurrence_backward(
             recorded_steps=steps if record and clip_mode != "norm" else 0,
         ),
         _with_tf32(backend, plan, y.dtype),
+        chunk,
     )
     # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.
     grad_gates = _shaped(grad_gates, rows, 1)
     grad_n_h, grad_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
-    return Backward(
+    filled = Backward(
         grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, h_prev if h_prev is not None else y, norms, clipped
     )
+    return filled, run
+
+
+def recurrence_backward(
+    backend: str,
+    cell: str,
+    dropout_site: str,
+    forward: Forward,
+    *tensors: Any,
+    clip_mode: str | None,
+    clip_threshold: float,
+    grad_scale: Tensor | None,
+    **options: Any,
+) -> Backward:
+    """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams).
+
+    ``tensors``, ``options`` as :func:`backward_stages`; ``transient``: the caller is done with ``grad_gates`` before the next call
+    of this thread.
+    """
+    if backend == "reference":
+        by_reference: Any = reference.recurrence_backward
+        backward: Backward = by_reference(
+            cell, dropout_site, forward.gates, forward.cells, forward.n_h, forward.y, *tensors,
+            clip_mode=clip_mode, clip_threshold=clip_threshold, grad_scale=grad_scale,
+        )  # fmt: skip
+        return backward
+    backward, run = backward_stages(
+        backend, cell, dropout_site, forward, *tensors, clip_mode=clip_mode, clip_threshold=clip_threshold,
+        grad_scale=grad_scale, **options,
+    )  # fmt: skip
+    run(0)
+    return backward

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import gradient_sums, ops, products, recording
-from fastrnn.apply import may_be_differentiated, remember_signature
+from fastrnn.apply import differentiate, may_be_differentiated, remember_signature
 from fastrnn.layers import (
     Gradients,
     Options,
@@ -106,7 +106,7 @@ class _Products:
                 x = x * _views(self._noise, before, start, steps, chunk)
             of_layers = slice(before.start, before.stop)
             products.batched(
-                self._backend, x, self._weights[of_layers].transpose(1, 2), None if bias is None else bias[of_layers],
+                self._backend, x, self._weights[of_layers].transpose(1, 2), None if bias is None else bias[layers.start : layers.stop],
                 _views(gates, layers, start, steps, chunk),
             )  # fmt: skip
 
@@ -151,10 +151,11 @@ def _stack_forward(
     biases, b_hn = split_biases(cell, w)
     wavefront = Wavefront(layers, x.size(0), cut.chunk)
     gates = x.new_empty((layers, x.size(0), batch, w.w_hh[0].size(0)))
-    gates[0].copy_(products.project(backend, x, w.w_ih[:1], biases[:1])[0])
-    bias = torch.stack([sum(b[1:], b[0]).unsqueeze(0) for b in biases[1:]]) if w.b_ih else None
-    forward, run = ops.stack_forward(
-        backend, cell, options.dropout_site, gates, w.w_hh, b_hn, h0, c0, mask,
+    bias = torch.stack([sum(b[1:], b[0]).unsqueeze(0) for b in biases]) if w.b_ih else None
+    flat_x, of_first = x.flatten(0, 1).unsqueeze(0), w.w_ih[0].t().unsqueeze(0)
+    products.batched(backend, flat_x, of_first, None if bias is None else bias[:1], gates[:1].flatten(1, 2))
+    forward, run = ops.forward_stages(
+        backend, cell, options.dropout_site, gates, w.w_hh, b_hn, [], h0, c0, mask, None, None,
         save=options.save, plan=options.plan or cut.forward_plan, chunk=cut.chunk,
     )  # fmt: skip
     y = _by_layer(forward.y, layers)
@@ -193,8 +194,9 @@ def _stack_backward(
         all_grad_y[-1].zero_()
     else:
         all_grad_y[-1].copy_(grad_y)
-    grads, run = ops.stack_backward(
-        backend, cell, options.dropout_site, forward, w.w_hh, h0, c0, mask, all_grad_y, grad_h_n, grad_c_n,
+    grads, run = ops.backward_stages(
+        backend, cell, options.dropout_site, forward, w.w_hh, [], h0, c0, mask, None, None,
+        all_grad_y, grad_h_n, grad_c_n,
         clip_mode=options.clip_mode, clip_threshold=options.clip_threshold, grad_scale=grad_scale,
         record=options.record_key >= 0, need_h_prev=masked_state, plan=options.plan or cut.backward_plan,
         chunk=cut.chunk,
@@ -307,26 +309,16 @@ class _StackBackward(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         mask, noise, grad_scale, *differentiable = ctx.saved_tensors
         options = ctx.options._replace(backend="reference", record_key=-1, save=True)
-        wanted = [n and t is not None for n, t in zip(ctx.needs_input_grad[11:], differentiable, strict=True)]
-        is_given = [g is not None for g in grad_outputs[3:]]
-        given = tuple(g for g in grad_outputs[3:] if g is not None)
-        if not given or not any(wanted):
-            return (None,) * len(ctx.needs_input_grad)
 
-        def first_order(*variables: Tensor) -> tuple[Tensor, ...]:
-            replacements = iter(variables)
-            values = [next(replacements) if w else t for w, t in zip(wanted, differentiable, strict=True)]
+        def first_order(*values: Any) -> tuple[Tensor | None, ...]:
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights = values
             grads = _layer_by_layer(
                 ctx.cell, options, mask, noise, grad_scale, grad_y, grad_h_n, grad_c_n, x, h0, c0, weights
             )
-            outputs = (*grads[:3], *grads[3])
-            return tuple(cast(Tensor, out) for out, want in zip(outputs, is_given, strict=True) if want)
+            return (*grads[:3], *grads[3])
 
-        variables = [t for t, w in zip(differentiable, wanted, strict=True) if w]
-        vjp: Any = torch.func.vjp(first_order, *variables)[1]
-        gradients = iter(vjp(given))
-        return (*[None] * 11, *(next(gradients) if w else None for w in wanted))
+        gradients = differentiate(first_order, differentiable, ctx.needs_input_grad[11:], grad_outputs[3:])
+        return (*[None] * 11, *gradients)
 
 
 _NUM_LEADING = 10  # arguments of StackFunction before the weights

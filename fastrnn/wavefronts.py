@@ -82,10 +82,9 @@ def _choose(numbers: tuple[int, ...], request: plans.Request, layers: int, train
 def choice_for(
     rnn: RNNBase, dtype: torch.dtype, device: torch.device, steps: int, batch: int, backend: str, *, is_ragged: bool
 ) -> Choice:
-    """How the layers of a module run on such an input."""
+    """How the layers of a module run on such an input, by a backend with CUDA kernels."""
     allowed = allowed_chunk()
     for applies, why_not in (
-        (backend not in ("cuda", "emulated"), "on a GPU alone"),
         (rnn.bidirectional, "bidirectional"),
         (rnn.proj_size > 0, "proj_size"),
         (rnn.num_layers > MAX_LAYERS, f"more than {MAX_LAYERS}"),

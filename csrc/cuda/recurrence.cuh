@@ -159,8 +159,7 @@ bool backward_by(const BackwardParams& params, const Plan& plan, const DeviceLim
   if (begins && params.norms && clips_norm) clear(beside, params.norms, recorded * sizeof(Acc));
   if (begins && params.clipped) clear(beside, params.clipped, recorded);
   const auto phases = [&](int turn) {
-    // of a stack the layers may end at different turns of a stage
-    if (!clips_norm || (turn == shape.steps && !shape.is_stack())) return std::vector{Phase::kWhole};
+    if (!clips_norm || turn == shape.steps) return std::vector{Phase::kWhole};
     return std::vector{Phase::kUntilNorm, Phase::kFromNorm};
   };
   if (!run_plan<typename Exchange::Shared>("recurrence_backward", recurrence_backward<Op, Cell, Team, kN>, params, plan,
