@@ -42,8 +42,8 @@ class TwoLevelTeam : public ClusterTeam<Op, kN_> {
 
  public:
   static constexpr int kN = kN_;
-  static constexpr bool kRunsStages =
-      false;  // layers that need such a team fill a device, and there is no register for it
+  // Layers that need such a team fill a device, and there is no register for it.
+  static constexpr bool kRunsStages = false;
 
   struct Shared : Base::Shared {
     Sums* received;  // [clusters, unit_warps, kN, 32]
