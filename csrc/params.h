@@ -111,19 +111,4 @@ struct BackwardParams {
                             //                        dW_hh; may be nullptr
 };
 
-// out = a b (+ out) (+ each bias, broadcast over rows). Strides in elements; either stride of a matrix is 1.
-struct MatmulParams {
-  int64_t m, n, k;
-  const void* a;  // scalar [m, k]
-  int64_t a_row, a_col;
-  const void* b;  // scalar [k, n]
-  int64_t b_row, b_col;
-  const void* bias[2];  // scalar [n], may be nullptr
-  void* out;            // scalar [m, n], unit column stride
-  int64_t out_row;
-  bool accumulate;
-  double* squares;  // [1]  out's sum of squares, as stored, is added to it; may be nullptr
-  ScalarKind scalar;
-};
-
 }  // namespace fastrnn

@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in fastrnn's checkout)"
 
 # What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
-ARGUMENTS = "7b205577aaf4"
+ARGUMENTS = "884de981fd90"
 
 _why_not: dict[str, str] = {}
 
@@ -70,7 +70,14 @@ def _built_and_here(info: BuildInfo) -> str:
 def arguments_digest() -> str:
     """Of the names of all arguments of the operators that are loaded."""
     text = ""
-    for name in ("recurrence_forward", "recurrence_backward", "matmul", "sum_of_squares", "clip_"):
+    for name in (
+        "recurrence_forward",
+        "recurrence_backward",
+        "layer_forward",
+        "layer_backward",
+        "sum_of_squares",
+        "clip_",
+    ):
         operator = getattr(torch.ops.fastrnn, name, None)
         text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "
     return hashlib.sha256(text.encode()).hexdigest()[:12]

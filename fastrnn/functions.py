@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import ops, recording
+from fastrnn import cpu_layers, layers, ops, recording
 from fastrnn.apply import differentiate, may_be_differentiated, remember_signature
 from fastrnn.layers import Options as Options
-from fastrnn.layers import layer_backward, layer_forward, note_sums
+from fastrnn.layers import note_sums
 from fastrnn.reference import Forward
+
+
+def _of(backend: str) -> Any:
+    """The module with this backend's layer_forward and layer_backward."""
+    return cpu_layers if backend == "cpu" else layers
 
 
 def _arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -44,7 +49,7 @@ class _LayerBackward(torch.autograd.Function):
         ) = _arguments(inputs)  # fmt: skip
         forward = Forward(y, y, None, gates, cells, n_h, hidden)  # h_n, c_n are not read
         with ops.below_autograd():
-            grads = layer_backward(
+            grads = _of(options.backend).layer_backward(
                 cell, options, needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
                 grad_y, grad_h_n, grad_c_n, weights,
             )  # fmt: skip
@@ -66,8 +71,8 @@ class _LayerBackward(torch.autograd.Function):
 
         def first_order(*values: Any) -> tuple[Tensor | None, ...]:
             grad_y, grad_h_n, grad_c_n, x, h0, c0, *weights = values
-            forward = layer_forward(ctx.cell, options, x, h0, c0, lengths, offsets, mask, weights)
-            grads = layer_backward(
+            forward = layers.layer_forward(ctx.cell, options, x, h0, c0, lengths, offsets, mask, weights)
+            grads = layers.layer_backward(
                 ctx.cell, options, ctx.needed, x, h0, c0, lengths, offsets, mask, grad_scale, forward,
                 grad_y, grad_h_n, grad_c_n, weights,
             )  # fmt: skip
@@ -83,7 +88,8 @@ _NUM_LEADING = 10  # arguments of the functions below before the weights
 def _forward(cell: str, inputs: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     options, _slot, lengths, offsets, _order, mask, _grad_scale, x, h0, c0, *weights = _arguments(inputs)
     with ops.below_autograd():
-        return tuple(layer_forward(cell, options, x, h0, c0, lengths, offsets, mask, weights))
+        run = _of(options.backend).layer_forward
+        return tuple(run(cell, options, x, h0, c0, lengths, offsets, mask, weights))
 
 
 def _setup_context(ctx: Any, cell: str, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

@@ -1,6 +1,7 @@
 """One layer from its parameters: the input projection, the recurrence, and the gradients of all its inputs.
 
-Plain functions of tensors, below autograd: what ``fastrnn.functions`` and ``fastrnn.stacks`` make differentiable.
+Plain functions of tensors, below autograd: what ``fastrnn.functions`` and ``fastrnn.stacks`` make differentiable. On the CPU the
+kernels do the whole (``fastrnn.cpu_layers``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def split_weights(weights: Sequence[Tensor], num_directions: int, dtype: torch.d
     )
 
 
-def _without_padding(x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
+def without_padding(x: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
     """A padded batch with zeros past each length: selected away, since 0 * NaN would poison the weight gradient."""
     if lengths is None or offsets is not None:
         return x
@@ -89,10 +90,7 @@ def layer_forward(
 ) -> Forward:
     w = split_weights(weights, h0.size(0), x.dtype)
     biases, b_hn = split_biases(cell, w)
-    keeps_gates = options.save and cell in ("lstm", "gru")
-    gates = products.project(
-        options.backend, _without_padding(x, lengths, offsets), w.w_ih, biases, transient=not keeps_gates
-    )
+    gates = products.project(options.backend, without_padding(x, lengths, offsets), w.w_ih, biases)
     return ops.recurrence_forward(
         options.backend, cell, options.dropout_site, gates, w.w_hh, b_hn, w.w_hr, h0, c0, mask, lengths, offsets,
         save=options.save, plan=options.plan,
@@ -216,11 +214,10 @@ def layer_backward(
         backend, cell, options.dropout_site, forward, w.w_hh, w.w_hr, h0, c0, mask, lengths, offsets,
         grad_y, grad_h_n, grad_c_n, clip_mode=options.clip_mode, clip_threshold=options.clip_threshold,
         grad_scale=grad_scale, record=options.record_key >= 0, need_h_prev=need_h_prev, plan=options.plan,
-        transient=True,
     )  # fmt: skip
 
     count = len(weights) // num_directions
-    flat_x = _without_padding(x, lengths, offsets).flatten(0, -2).contiguous()
+    flat_x = without_padding(x, lengths, offsets).flatten(0, -2).contiguous()
     h0 = h0.contiguous()
     h_prev = grads.h_prev if need_h_prev else None
     squares = gradient_sums.new(len(weights), x.device) if backend != "reference" else None

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastrnn import _library, reference
 from fastrnn.reference import CELLS, NUM_GATES, Backward, Forward, compute_dtype
-from fastrnn.scratch import new_scratch
 
 DROPOUT_SITES = ("state", "candidate")
 CLIP_MODES = (None, "norm", "value")
@@ -33,24 +32,24 @@ def register_operators(namespace: str) -> None:
     """
     library = torch.library.Library(namespace, "IMPL")
     _libraries.append(library)
-    for name in ("recurrence_forward", "recurrence_backward", "matmul"):
+    for name in ("recurrence_forward", "recurrence_backward", "layer_forward", "layer_backward"):
         if hasattr(getattr(torch.ops, namespace), name):
             torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
-            operator = getattr(getattr(torch.ops, namespace), name).default
-            library.impl(name, functools.partial(_without_derivative, operator), "Autograd", with_keyset=True)
-            _operators[namespace, name] = operator
+            found = getattr(getattr(torch.ops, namespace), name).default
+            library.impl(name, functools.partial(_without_derivative, found), "Autograd", with_keyset=True)
+            _operators[namespace, name] = found
 
 
 _libraries: list[torch.library.Library] = []
 _operators: dict[tuple[str, str], Any] = {}  # by namespace and name
 
 
-def _without_derivative(operator: Any, keys: Any, *args: Any) -> None:
+def _without_derivative(found: Any, keys: Any, *args: Any) -> None:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         raise RuntimeError(
-            f"{operator.name()} has no derivative: apply a function of fastrnn.functions, or call it under torch.no_grad()"
+            f"{found.name()} has no derivative: apply a function of fastrnn.functions, or call it under torch.no_grad()"
         )
-    operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+    found.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
 
 if _library.is_loaded("cpu"):
@@ -64,22 +63,22 @@ def below_autograd() -> contextlib.AbstractContextManager[None]:
     return torch._C._AutoDispatchBelowAutograd()
 
 
-def _operator(backend: str, name: str) -> Any:
+def operator(backend: str, name: str) -> Any:
     return _operators[NAMESPACES[backend], name]
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
+def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
+def flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
     """The operators take rows in one dimension, padded or packed. A view where the tensor is contiguous."""
     if tensor is None:
         return None
     return tensor.contiguous().flatten(rows_dim, -2)
 
 
-def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
+def shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
     """What the operators wrote, in the caller's rows."""
     if len(rows) == 1:
         return tensor
@@ -155,6 +154,29 @@ def sum_of_squares(tensors: list[Tensor], known: list[Tensor], out: Tensor, *, r
 # ------------------------------------------------------------------------------------------------------- recurrence
 
 
+def forward_outputs(
+    cell: str,
+    like: Tensor,
+    rows: torch.Size,
+    hidden_size: int,
+    h0: Tensor,
+    c0: Tensor | None,
+    save: bool,
+    projects: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """y, h_n, c_n, cells, n_h and hidden for the operators to fill; the last three with rows in one dimension."""
+    num_directions, _, state_size = h0.shape
+    per_unit = (num_directions, math.prod(rows), hidden_size)
+    # In its final shape: a function's output that is a view could not be modified in place.
+    y = like.new_empty((*rows, num_directions * state_size))
+    h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    cells = like.new_empty(per_unit, dtype=compute_dtype(like.dtype)) if save and cell == "lstm" else None
+    n_h = like.new_empty(per_unit) if save and cell == "gru" else None
+    hidden = like.new_empty(per_unit) if save and projects else None
+    return y, h_n, c_n, cells, n_h, hidden
+
+
 def forward_stages(
     backend: str,
     cell: str,
@@ -177,22 +199,14 @@ def forward_stages(
 
     Of a stack (csrc/params.h: Layers) the layers stand in place of the directions; a stage reads and writes its chunks of ``gates``.
     """
-    acc = compute_dtype(gates.dtype)
     num_directions, _, state_size = h0.shape
     rows = gates.shape[1:-1]
     num_rows = math.prod(rows)
     hidden_size = w_hh[0].size(0) // NUM_GATES[cell]
-    per_unit = (num_directions, num_rows, hidden_size)
-    # In its final shape: a function's output that is a view could not be modified in place.
-    y = gates.new_empty((*rows, num_directions * state_size))
-    h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    c_n = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
-    cells = gates.new_empty(per_unit, dtype=acc) if save and cell == "lstm" else None
-    n_h = gates.new_empty(per_unit) if save and cell == "gru" else None
-    hidden = gates.new_empty(per_unit) if save and w_hr else None
+    y, h_n, c_n, cells, n_h, hidden = forward_outputs(cell, gates, rows, hidden_size, h0, c0, save, bool(w_hr))
     has_gates = save and cell in ("lstm", "gru")
     run = functools.partial(
-        _operator(backend, "recurrence_forward"),
+        operator(backend, "recurrence_forward"),
         CELLS.index(cell),
         DROPOUT_SITES.index(dropout_site),
         gates.view(num_directions, num_rows, gates.size(-1)),
@@ -200,10 +214,10 @@ def forward_stages(
         [b.contiguous() for b in b_hn],
         [w.contiguous() for w in w_hr],
         h0.contiguous(),
-        _contiguous(c0),
-        _contiguous(mask),
-        _contiguous(lengths),
-        _contiguous(offsets),
+        contiguous(c0),
+        contiguous(mask),
+        contiguous(lengths),
+        contiguous(offsets),
         y.view(num_rows, num_directions * state_size),
         h_n,
         c_n,
@@ -215,7 +229,7 @@ def forward_stages(
         _with_tf32(backend, plan, gates.dtype),
         chunk,
     )
-    cells, n_h, hidden = (None if t is None else _shaped(t, rows, 1) for t in (cells, n_h, hidden))
+    cells, n_h, hidden = (None if t is None else shaped(t, rows, 1) for t in (cells, n_h, hidden))
     return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden), run
 
 
@@ -254,7 +268,6 @@ def backward_stages(
     record: bool,
     need_h_prev: bool,
     plan: str,
-    transient: bool = False,
     chunk: int = 0,
 ) -> tuple[Backward, Callable[[int], None]]:
     """What :func:`recurrence_backward` fills, and a function that does, as :func:`forward_stages`.
@@ -270,7 +283,7 @@ def backward_stages(
     num_sums = 4 if cell == "gru" else NUM_GATES[cell]
     hidden_size = w_hh[0].size(0) // NUM_GATES[cell]
     per_gate = (num_directions, num_rows, w_hh[0].size(0))
-    grad_gates = new_scratch(y, per_gate) if transient else y.new_empty(per_gate)
+    grad_gates = y.new_empty(per_gate)
     grad_n_h = y.new_empty((num_directions, num_rows, hidden_size)) if cell == "gru" else None
     per_state = (num_directions, num_rows, state_size)
     grad_h = y.new_empty(per_state) if w_hr else None
@@ -281,23 +294,23 @@ def backward_stages(
     norms = y.new_empty((num_directions, steps, batch), dtype=acc) if record else None
     clipped = y.new_empty((num_directions, steps, batch), dtype=torch.bool) if record else None
     run = functools.partial(
-        _operator(backend, "recurrence_backward"),
+        operator(backend, "recurrence_backward"),
         CELLS.index(cell),
         DROPOUT_SITES.index(dropout_site),
-        _flat(gates, 1),
-        _flat(forward.cells, 1),
-        _flat(forward.n_h, 1),
-        _flat(y, 0),
+        flat(gates, 1),
+        flat(forward.cells, 1),
+        flat(forward.n_h, 1),
+        flat(y, 0),
         [w.contiguous() for w in w_hh],
         [w.contiguous() for w in w_hr],
         h0.contiguous(),
-        _contiguous(c0),
-        _contiguous(mask),
-        _contiguous(lengths),
-        _contiguous(offsets),
-        _flat(grad_y, 1 if chunk > 0 else 0),
-        _contiguous(grad_h_n),
-        _contiguous(grad_c_n),
+        contiguous(c0),
+        contiguous(mask),
+        contiguous(lengths),
+        contiguous(offsets),
+        flat(grad_y, 1 if chunk > 0 else 0),
+        contiguous(grad_h_n),
+        contiguous(grad_c_n),
         CLIP_MODES.index(clip_mode),
         clip_threshold,
         grad_scale,
@@ -322,8 +335,8 @@ def backward_stages(
         chunk,
     )
     # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.
-    grad_gates = _shaped(grad_gates, rows, 1)
-    grad_n_h, grad_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
+    grad_gates = shaped(grad_gates, rows, 1)
+    grad_n_h, grad_h, h_prev = (None if t is None else shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
     filled = Backward(
         grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, h_prev if h_prev is not None else y, norms, clipped
     )
@@ -343,8 +356,7 @@ def recurrence_backward(
 ) -> Backward:
     """Backpropagation through time of :func:`recurrence_forward` (csrc/params.h: BackwardParams).
 
-    ``tensors``, ``options`` as :func:`backward_stages`; ``transient``: the caller is done with ``grad_gates`` before the next call
-    of this thread.
+    ``tensors``, ``options`` as :func:`backward_stages`.
     """
     if backend == "reference":
         by_reference: Any = reference.recurrence_backward

@@ -1,6 +1,7 @@
 """The large matrix products of a layer: input projection, gradient of the input, gradients of the weights.
 
-Each function takes the backend's name. On the CPU the product is our operator, elsewhere torch's.
+Torch's products, for the backends that do not run a whole layer by themselves (``fastrnn.cpu_layers`` does). Each function takes
+the backend's name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from fastrnn.ops import sum_of_squares
 from fastrnn.reference import compute_dtype
-from fastrnn.scratch import new_scratch
 
 
 def _plain_matmul(a: Tensor, b: Tensor, biases: Sequence[Tensor]) -> Tensor:
@@ -25,22 +25,8 @@ def _plain_matmul(a: Tensor, b: Tensor, biases: Sequence[Tensor]) -> Tensor:
     return out.to(a.dtype)
 
 
-# The operator wants rows or columns without gaps. Operands are made so where they enter, without a look at their strides, which
-# torch.compile cannot trace in backward.
-
-
-def _into(
-    backend: str,
-    a: Tensor,
-    b: Tensor,
-    biases: Sequence[Tensor],
-    out: Tensor,
-    accumulate: bool = False,
-    squares: Tensor | None = None,
-) -> None:
-    if backend == "cpu":
-        torch.ops.fastrnn.matmul.default(a, b, [bias.contiguous() for bias in biases], out, accumulate, squares)
-    elif accumulate:
+def _into(a: Tensor, b: Tensor, biases: Sequence[Tensor], out: Tensor, accumulate: bool = False) -> None:
+    if accumulate:
         out.addmm_(a, b)
     elif biases:
         out.copy_(torch.addmm(sum(biases[1:], biases[0]), a, b))
@@ -48,23 +34,17 @@ def _into(
         out.copy_(a @ b)
 
 
-def project(
-    backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]], *, transient: bool = False
-) -> Tensor:
-    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H].
-
-    ``transient``: the caller is done with it before the next call of this thread.
-    """
+def project(backend: str, x: Tensor, w_ih: list[Tensor], biases: list[list[Tensor]]) -> Tensor:
+    """The input projection of every direction: ``x`` [*rows, I] -> [D, *rows, G*H]."""
     flat = x.contiguous().view(-1, x.size(-1)) if x.numel() else x.reshape(x.shape[:-1].numel(), x.size(-1))
     if backend in ("reference", "emulated"):
         out = torch.stack([_plain_matmul(flat, w.t(), bias) for w, bias in zip(w_ih, biases, strict=True)])
     elif backend == "cuda" and len(w_ih) == 1:
         out = torch.addmm(sum(biases[0][1:], biases[0][0]), flat, w_ih[0].t()) if biases[0] else flat @ w_ih[0].t()
     else:
-        shape = (len(w_ih), flat.size(0), w_ih[0].size(0))
-        out = new_scratch(flat, shape) if transient else flat.new_empty(shape)
+        out = flat.new_empty((len(w_ih), flat.size(0), w_ih[0].size(0)))
         for d, (w, bias) in enumerate(zip(w_ih, biases, strict=True)):
-            _into(backend, flat, w.t(), bias, out[d])
+            _into(flat, w.t(), bias, out[d])
     return out.reshape(len(w_ih), *x.shape[:-1], w_ih[0].size(0))
 
 
@@ -93,7 +73,7 @@ def input_gradient(backend: str, grad_gates: Tensor, w_ih: list[Tensor]) -> Tens
     else:
         out = flat.new_empty((flat.size(1), w_ih[0].size(1)))
         for d, w in enumerate(w_ih):
-            _into(backend, flat[d], w, [], out, accumulate=d > 0)
+            _into(flat[d], w, [], out, accumulate=d > 0)
     return out.reshape(*grad_gates.shape[1:-1], w_ih[0].size(1))
 
 
@@ -106,11 +86,9 @@ def weight_gradient(
     own.
 
     Args:
-        squares: (1,) float64, zero: becomes the result's sum of squares. On the CPU the products themselves take it; elsewhere a
-            kernel right after them does, while a GPU has the result in its cache.
+        squares: (1,) float64, zero: becomes the result's sum of squares, by a kernel right after the products, while a GPU has the
+            result in its cache.
     """
-    if backend == "cpu":
-        return _weight_gradient_by_operator(backend, groups, squares)
     if backend in ("reference", "emulated"):
         acc = compute_dtype(groups[0][0][0].dtype)
         parts = [sum(grad.to(acc).t() @ operand.to(acc) for grad, operand in pairs) for pairs in groups]
@@ -118,20 +96,12 @@ def weight_gradient(
     elif len(groups) == 1 and len(groups[0]) == 1:
         out = groups[0][0][0].t() @ groups[0][0][1]
     else:
-        out = _weight_gradient_by_operator(backend, groups, None)
+        num_rows = [pairs[0][0].size(1) for pairs in groups]
+        grad, operand = groups[0][0]
+        out = grad.new_empty((sum(num_rows), operand.size(1)))
+        for rows, pairs in zip(out.split(num_rows), groups, strict=True):
+            for position, (grad, operand) in enumerate(pairs):
+                _into(grad.t(), operand, [], rows, accumulate=position > 0)
     if squares is not None:
         sum_of_squares([out], [], squares)
-    return out
-
-
-def _weight_gradient_by_operator(
-    backend: str, groups: Sequence[Sequence[tuple[Tensor, Tensor]]], squares: Tensor | None
-) -> Tensor:
-    num_rows = [pairs[0][0].size(1) for pairs in groups]
-    grad, operand = groups[0][0]
-    out = grad.new_empty((sum(num_rows), operand.size(1)))
-    for rows, pairs in zip(out.split(num_rows), groups, strict=True):
-        for position, (grad, operand) in enumerate(pairs):
-            last = position == len(pairs) - 1
-            _into(backend, grad.t(), operand, [], rows, accumulate=position > 0, squares=squares if last else None)
     return out

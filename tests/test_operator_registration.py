@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fastrnn import _library
-from tests.test_operators import LENGTHS, OFFSETS, backward_arguments, forward_arguments, product
+from tests.test_operators import (
+    LENGTHS,
+    OFFSETS,
+    backward_arguments,
+    forward_arguments,
+    layer_backward_arguments,
+    layer_forward_arguments,
+)
 
 pytestmark = pytest.mark.skipif(not _library.is_loaded("cpu"), reason="the CPU kernels are not built")
 
@@ -17,7 +24,8 @@ CASES = {
         "offsets": OFFSETS,
         "mask": torch.ones(2, 3, 5),
     },
-    "matmul": product(),
+    **{f"layer_forward {cell}": layer_forward_arguments(cell) for cell in ("rnn", "lstm", "gru")},
+    **{f"layer_backward {cell}": layer_backward_arguments(cell) for cell in ("rnn", "lstm", "gru")},
     "sum_of_squares": {
         "tensors": [torch.randn(3), torch.randn(2)],
         "known": [torch.ones(1, dtype=torch.float64)],
@@ -40,7 +48,8 @@ def test_opcheck(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "argument"), [("recurrence_forward lstm", "c0"), ("recurrence_backward gru", "grad_y"), ("matmul", "b")]
+    ("case", "argument"),
+    [("recurrence_forward lstm", "c0"), ("recurrence_backward gru", "grad_y"), ("layer_forward gru", "x")],
 )
 def test_operators_called_by_hand_have_no_derivative_and_say_so(case, argument):
     arguments = {**CASES[case], argument: CASES[case][argument].clone().requires_grad_()}

@@ -189,49 +189,103 @@ def test_backward_refuses(cell, changes, message):
     assert message in refused("recurrence_backward", backward_arguments(cell), changes)
 
 
-def product(rows: int = 7, depth: int = 5, columns: int = 9) -> dict:
+INPUT = 7
+
+
+def layer_forward_arguments(cell: str = "lstm", rows: int = ROWS, save: bool = True) -> dict:
+    recurrence = forward_arguments(cell, rows, save)
+    width = GATES[cell][1] * HIDDEN
+    biases = [torch.randn(width) for _ in range(DIRECTIONS)]
     return {
-        "a": torch.randn(rows, depth),
-        "b": torch.randn(depth, columns),
-        "biases": [torch.randn(columns)],
-        "out": torch.zeros(rows, columns),
-        "accumulate": False,
-        "squares": None,
+        "cell": recurrence["cell"],
+        "dropout_site": 0,
+        "x": torch.randn(rows, INPUT),
+        "w_ih": [torch.randn(width, INPUT) for _ in range(DIRECTIONS)],
+        "w_hh": recurrence["w_hh"],
+        "b_ih": biases,
+        "b_hh": [bias.clone() for bias in biases],
+        **{
+            name: recurrence[name]
+            for name in ("w_hr", "h0", "c0", "mask", "lengths", "offsets", "y", "h_n", "c_n", "save")
+        },
+        "gates": recurrence["gates"] if save and cell != "rnn" else None,
+        **{name: recurrence[name] for name in ("cells", "n_h", "hidden")},
     }
+
+
+def layer_backward_arguments(cell: str = "lstm") -> dict:
+    forward = layer_forward_arguments(cell)
+    torch.ops.fastrnn.layer_forward(*forward.values())
+    backward = backward_arguments(cell)
+    width = GATES[cell][1] * HIDDEN
+    states = (
+        "mask",
+        "lengths",
+        "offsets",
+        "grad_y",
+        "grad_h_n",
+        "grad_c_n",
+        "clip_mode",
+        "clip_threshold",
+        "grad_scale",
+    )
+    return {
+        "cell": forward["cell"],
+        "dropout_site": 0,
+        **{
+            name: forward[name]
+            for name in ("gates", "cells", "n_h", "hidden", "y", "x", "w_ih", "w_hh", "w_hr", "h0", "c0")
+        },
+        **{name: backward[name] for name in (*states, "norms", "clipped")},
+        "grad_x": torch.empty(ROWS, INPUT),
+        **{name: backward[name] for name in ("grad_h0", "grad_c0")},
+        "grad_w_ih": [torch.empty(width, INPUT) for _ in range(DIRECTIONS)],
+        "grad_w_hh": [torch.empty(width, HIDDEN) for _ in range(DIRECTIONS)],
+        "grad_b_ih": [torch.empty(width) for _ in range(DIRECTIONS)],
+        "grad_b_hh": [torch.empty(width) for _ in range(DIRECTIONS)],
+        "grad_w_hr": [],
+        "squares": torch.zeros(DIRECTIONS, 4, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "message"),
+    [
+        ("lstm", {"x": lambda x: x.int()}, "x is int32, expected float32, float64, float16 or bfloat16"),
+        ("lstm", {"x": lambda x: x[None]}, "x has shape [1, 18, 7], expected [rows, input_size]"),
+        ("lstm", {"x": lambda x: x[:17]}, "x has 17 rows, expected a multiple of the batch size 3"),
+        ("lstm", {"x": torch.randn(18, 14)[:, ::2]}, "x has strides [14, 2], expected a contiguous tensor"),
+        ("lstm", {"h0": torch.randn(3, 3, 5)}, "h0 has shape [3, 3, 5], expected 1 or 2 directions"),
+        ("lstm", {"w_hh": []}, "w_hh has 0 tensors, expected 2"),
+        ("gru", {"w_hh": lambda w: [w[0][:13], w[1]]}, "w_hh[0] has shape [13, 5], expected 3 * hidden_size rows"),
+        ("lstm", {"w_ih": lambda w: w[:1]}, "w_ih has 1 tensors, expected 2"),
+        ("lstm", {"w_ih": lambda w: [w[0], w[1][:, :6]]}, "w_ih[1] has shape [20, 6], expected [20, 7]"),
+        ("gru", {"b_hh": lambda b: [b[0], b[1][:5]]}, "b_hh[1] has shape [5], expected [15]"),
+        ("gru", {"gates": None}, "gates is missing: an LSTM or GRU that saves needs it"),
+        ("rnn", {"gates": torch.empty(2, 18, 5)}, "gates is given, but it goes with an LSTM or GRU that saves alone"),
+        ("lstm", {"y": lambda y: y[:, :9]}, "y has shape [18, 9], expected [18, 10]"),
+    ],
+)
+def test_layer_forward_refuses(cell, changes, message):
+    assert message in refused("layer_forward", layer_forward_arguments(cell), changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"a": lambda a: a.int()}, "a is int32, expected float32, float64, float16 or bfloat16"),
-        ({"a": lambda a: a[0]}, "a has shape [5], expected [m, k]"),
-        ({"a": torch.randn(14, 10)[::2, ::2]}, "a has strides [20, 2], expected rows or columns without gaps"),
-        ({"b": lambda b: b.double()}, "b is float64, expected float32 beside a in float32"),
-        ({"b": lambda b: b[:4]}, "b has shape [4, 9], expected 5 rows"),
-        ({"biases": lambda biases: biases * 3}, "biases has 3 tensors, expected at most 2"),
-        ({"biases": lambda biases: [biases[0][:3]]}, "biases[0] has shape [3], expected [9]"),
-        ({"out": lambda out: out[:3]}, "out has shape [3, 9], expected [7, 9]"),
-        ({"out": lambda out: torch.zeros(9, 7).T}, "out has strides [1, 7], expected rows of 9 without gaps or overlap"),
-        ({"out": lambda out: out[:1].expand(7, 9)}, "out has strides [0, 1], expected rows of 9"),
-        ({"squares": torch.zeros(1)}, "squares is float32, expected float64"),
-        ({"squares": torch.zeros(2, dtype=torch.float64)}, "squares has shape [2], expected [1]"),
+        ({"grad_x": torch.empty(18, 6)}, "grad_x has shape [18, 6], expected [18, 7]"),
+        ({"grad_w_ih": lambda g: g[:1]}, "grad_w_ih has 1 tensors, expected 2 or none"),
+        ({"grad_w_hh": lambda g: [g[0], g[1].double()]}, "grad_w_hh[1] is float64, expected float32 beside x in float32"),
+        ({"grad_b_hh": lambda g: [g[0][:5], g[1]]}, "grad_b_hh[0] has shape [5], expected [20]"),
+        ({"grad_w_hr": lambda _: [torch.empty(5, 5)] * 2}, "grad_w_hr is given, but it goes with an LSTM with w_hr alone"),
+        ({"hidden": torch.empty(2, 18, 5)}, "hidden is given, but it goes with an LSTM with w_hr alone"),
+        ({"squares": torch.zeros(2, 4)}, "squares is float32, expected float64"),
+        ({"squares": torch.zeros(2, 1, dtype=torch.float64)}, "squares has shape [2, 1], expected at least 2 weights"),
+        ({"clip_threshold": 0.0}, "clip_threshold is 0, expected a positive number"),
     ],
 )  # fmt: skip
-def test_matmul_refuses(changes, message):
-    assert message in refused("matmul", product(), changes)
-
-
-@pytest.mark.parametrize("shape", [(7, 5, 9), (1, 5, 9), (7, 1, 9), (7, 5, 1), (1, 1, 1), (0, 5, 9), (7, 0, 9)])
-def test_matmul_takes_every_stride_of_a_dimension_of_one(shape):
-    arguments = product(*shape)
-    # The same values with the strides of every second row and column, where a dimension has one element.
-    for name in ("a", "b"):
-        tensor = arguments[name]
-        strides = [3 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-        arguments[name] = torch.zeros(tensor.numel() * 3 + 1).as_strided(tensor.shape, strides).copy_(tensor)
-    torch.ops.fastrnn.matmul(*arguments.values())
-    expected = arguments["a"] @ arguments["b"] + arguments["biases"][0]
-    torch.testing.assert_close(arguments["out"], expected)
+def test_layer_backward_refuses(changes, message):
+    assert message in refused("layer_backward", layer_backward_arguments(), changes)
 
 
 def test_the_engine_still_works_after_a_refusal():

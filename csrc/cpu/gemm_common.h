@@ -7,9 +7,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "../params.h"
 #include "buffer.h"
 #include "cache.h"
+#include "matmul.h"
 #include "split.h"
 #include "storage.h"
 #include "team.h"

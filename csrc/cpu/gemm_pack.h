@@ -7,13 +7,18 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// One operand: element (row, k) is at row * row_step + k * k_step; one of the steps is 1.
+// One operand: element (row, k) is at row * row_step + k * k_step; one of the steps is 1. Where row_step is, the elements from
+// k = split on may be elsewhere, in `tail`.
 template <typename Scalar>
 struct Operand {
   const Scalar* data;
   int64_t rows, row_step, k_step;
+  int64_t split = INT64_MAX;
+  const Scalar* tail = nullptr;
+  int64_t tail_k_step = 0;
 
   const Scalar* at(int64_t row, int64_t k) const { return data + row * row_step + k * k_step; }
+  const Scalar* in_tail(int64_t row, int64_t k) const { return tail + row + (k - split) * tail_k_step; }
 };
 
 // Elements from one panel to the next. The gap takes what a panel's last vector writes too much, and keeps panels of a depth
@@ -87,12 +92,15 @@ void pack(const Operand<Scalar>& x, int64_t first, int64_t last, int64_t k, int6
                                 depth, out);
     return;
   }
-  for (int64_t slab = 0; slab < depth; slab += kSlab) {
-    const int64_t steps = depth - slab < kSlab ? depth - slab : kSlab;
+  for (int64_t slab = 0, steps; slab < depth; slab += steps) {
+    steps = depth - slab < kSlab ? depth - slab : kSlab;
+    const bool in_tail = k + slab >= x.split;
+    if (!in_tail && x.split - (k + slab) < steps) steps = x.split - (k + slab);
     Factor* panel = out + slab / FactorTraits<Factor>::kSteps * kWidth;
     // What a panel's last step writes too much is its first of the next slab, which comes later, or the gap.
     for (int64_t row = first; row < last; row += kWidth, panel += size)
-      pack_columns<Factor, kWidth>(x.at(row, k + slab), x.k_step, x.rows - row, steps, panel);
+      pack_columns<Factor, kWidth>(in_tail ? x.in_tail(row, k + slab) : x.at(row, k + slab),
+                                   in_tail ? x.tail_k_step : x.k_step, x.rows - row, steps, panel);
   }
 }
 

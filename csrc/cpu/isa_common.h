@@ -7,10 +7,10 @@
 #include <optional>
 #include <utility>
 
-#include "../params.h"
 #include "batch.h"
 #include "buffer.h"
 #include "cache.h"
+#include "layer_params.h"
 #include "split.h"
 #include "storage.h"
 #include "team.h"

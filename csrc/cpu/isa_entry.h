@@ -34,7 +34,7 @@ void run(const Params& params, int num_threads, int64_t l2_bytes) {
 #endif
 }
 
-void recurrence_forward(const ForwardParams& params, int num_threads, int64_t l2_bytes) {
+void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
   run<Forward>(params, num_threads, l2_bytes);
 }
 

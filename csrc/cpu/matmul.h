@@ -5,9 +5,48 @@
 
 namespace fastrnn::cpu {
 
-// out = a b (+ out) (+ each bias), see MatmulParams; out must not overlap the operands. Products of 16-bit values are summed in
-// float and rounded once, when they are stored; with AVX512-BF16, subnormal factors and sums of bfloat16 count as 0. `num_threads`:
-// the most threads to use, at least 1. The result does not depend on it: two runs on one machine are bit-equal.
+// out = a b (+ out) (+ each bias, broadcast over rows). Strides in elements; either stride of a matrix is 1.
+struct MatmulParams {
+  int64_t m, n, k;
+  const void* a;  // scalar [m, k]
+  int64_t a_row, a_col;
+  const void* b;  // scalar [k, n]
+  int64_t b_row, b_col;
+  const void* bias[2];  // scalar [n], may be nullptr
+  void* out;            // scalar [m, n], unit column stride
+  int64_t out_row;
+  bool accumulate;
+  double* squares;  // [1]  out's sum of squares, as stored, is added to it; may be nullptr
+  ScalarKind scalar;
+};
+
+// `out` must not overlap the operands. Products of 16-bit values are summed in float and rounded once, when they are stored; with
+// AVX512-BF16, subnormal factors and sums of bfloat16 count as 0. `num_threads`: the most threads to use, at least 1. The result does
+// not depend on it: two runs on one machine are bit-equal.
 void matmul(const MatmulParams& params, int num_threads);
+
+// Up to two products with the same a, which is packed once, each out = a b. Unlike MatmulParams' b, one here may be two matrices,
+// one under the other: its rows from `split` on are those of `tail`. Where bfloat16 is multiplied in pairs (factors.h), `split` has to
+// be even or k.
+struct JointMatmulParams {
+  struct Part {
+    int64_t n;
+    const void* b;  // scalar [split, n], unit column stride
+    int64_t b_row;
+    int64_t split;     // k: all of b
+    const void* tail;  // scalar [k - split, n], unit column stride
+    int64_t tail_row;
+    void* out;        // scalar [m, n], contiguous
+    double* squares;  // as MatmulParams'
+  };
+  int64_t m, k;
+  const void* a;  // scalar [m, k]
+  int64_t a_row, a_col;
+  int num_parts;
+  Part parts[2];
+  ScalarKind scalar;
+};
+
+void joint_matmul(const JointMatmulParams& params, int num_threads);
 
 }  // namespace fastrnn::cpu

@@ -1,7 +1,7 @@
 // Forward: a whole sequence in one parallel region.
 //
 // A thread owns some samples (its row group) and some hidden units with all their gates (its unit group; split.h). It packs
-// its rows of W_hh once. A step is
+// its rows of W_hh once, and of W_ih where the input projection is done here (input_projection.h), some steps ahead. A step is
 //   1. the product of the group's h_{t-1} with the owned panels, a few unit vectors at a time, into a scratch that stays in
 //      the first-level cache,
 //   2. the cell on that scratch: gates, c and h of the owned units; h_t goes to y, and rounded and masked into the exchange,
@@ -10,6 +10,7 @@
 // An LSTM with a projection has a second product and barrier in each step: o tanh(c) goes through an exchange of its own.
 #pragma once
 
+#include "input_projection.h"
 #include "recurrence_common.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -34,28 +35,36 @@ class ForwardSequence : protected SequenceBase<Scalar> {
  public:
   // Where a sample's step lies in memory.
   struct StepRow {
-    Scalar* gates;  // [kGates, H]
-    Scalar* y;      // [P]
-    int64_t saved;  // element of `cells`, `n_h`, `hidden`
+    const Scalar* input;  // [kGates, ...]  input projection
+    Scalar* gates;        // [kGates, H]
+    Scalar* y;            // [P]
+    int64_t saved;        // element of `cells`, `n_h`, `hidden`
   };
 
-  ForwardSequence(const Recurrence<Factor>& job, const ForwardParams& params, int64_t d, const Member& member,
-                  int thread, StepRow* rows, StepRow* next_rows)
+  // `input`: the input projection, nullptr where `gates` holds it.
+  ForwardSequence(const Recurrence<Factor>& job, const ForwardParams& params, const InputProjection<Scalar>* input,
+                  int64_t d, const Member& member, int thread, StepRow* rows, StepRow* next_rows)
       : Base(job, d, member, thread, params.mask, params.dropout_site),
         p_(params),
+        input_stride_(input ? input->gate_stride() : s_.hidden_size),
         rows_(rows),
-        next_rows_(next_rows) {}
+        next_rows_(next_rows),
+        input_(input),
+        thread_(thread) {}
 
   __attribute__((noinline)) void run() {
     load_states();
     barrier_.wait();
     int64_t live = group_.count;
     while (live > 0 && group_.lengths[live - 1] == 0) --live;
-    find_rows(next_rows_, live, 0);
+    int64_t input_row = 0;  // of the step in its round
+    find_rows(next_rows_, live, 0, input_row);
     for (int64_t step = 0; step < group_.steps(); ++step) {
       while (group_.lengths[live - 1] <= step) --live;
+      if (input_ && step % input_->steps() == 0) project_input(live, step);
       std::swap(rows_, next_rows_);
-      find_rows(next_rows_, live, step + 1);
+      input_row = input_ && (step + 1) % input_->steps() == 0 ? 0 : input_row + live;
+      find_rows(next_rows_, live, step + 1, input_row);
       h_next_ = exchange_[(step + 1) & 1];
       cells(live, exchange_[step & 1]);
       if (projected_) {
@@ -83,19 +92,35 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   const ForwardParams& p_;
-  StepRow* rows_;       // [group's rows]  of each live sample, this step
-  StepRow* next_rows_;  // [group's rows]  and the next
+  const int64_t input_stride_;  // from one gate of a row to the next
+  StepRow* rows_;               // [group's rows]  of each live sample, this step
+  StepRow* next_rows_;          // [group's rows]  and the next
 
  private:
   // A row for each live sample; where its last step has been, that one again.
-  void find_rows(StepRow* rows, int64_t live, int64_t step) const {
+  void find_rows(StepRow* rows, int64_t live, int64_t step, int64_t input_row) const {
     for (int64_t i = 0; i < live; ++i) {
       const int64_t last = group_.lengths[i] - 1;
       const int64_t row = batch_.row(time(i, step < last ? step : last), group_.samples[i]);
-      rows[i].gates = typed<Scalar>(p_.gates) + (d_ * s_.rows + row) * cell_.num_gates * s_.hidden_size;
+      const int64_t gates = (d_ * s_.rows + row) * cell_.num_gates * s_.hidden_size;
+      rows[i].gates = p_.gates ? typed<Scalar>(p_.gates) + gates : nullptr;
+      rows[i].input = input_ ? input_->gates(thread_, input_row + i, units_.begin * kLanes) : rows[i].gates;
       rows[i].y = typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size;
       rows[i].saved = (d_ * s_.rows + row) * s_.hidden_size;
     }
+  }
+
+  // For the steps from `step` on, which has `live` samples.
+  void project_input(int64_t live, int64_t step) const {
+    const int64_t left = group_.steps() - step;
+    const int64_t end = step + (left < input_->steps() ? left : input_->steps());
+    int64_t num_rows = 0;
+    for (; step < end; ++step) {
+      while (group_.lengths[live - 1] <= step) --live;
+      for (int64_t i = 0; i < live; ++i)
+        input_->put_row(thread_, num_rows++, batch_.row(time(i, step), group_.samples[i]));
+    }
+    input_->multiply(thread_, d_, units_, num_rows);
   }
 
   void load_states() {
@@ -149,14 +174,16 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     }
   }
 
+  const InputProjection<Scalar>* const input_;
+  const int thread_;
   Element* h_next_ = nullptr;
 };
 
 template <typename Scalar, typename Cell>
 class ForwardCells final : public ForwardSequence<Scalar> {
   using Base = ForwardSequence<Scalar>;
-  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes, Base::next_rows_,
-      Base::p_;
+  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::input_stride_, Base::kLanes,
+      Base::next_rows_, Base::p_;
   using Base::packed_, Base::projected_, Base::projection_exchange_, Base::projection_stride_, Base::rows_, Base::s_,
       Base::scratch_;
   using Base::state_stride_, Base::units_;
@@ -196,7 +223,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   // What the next panel's cells touch is a cache line here and there, which no hardware foresees; the product in between
   // hides their way.
   FASTRNN_INLINE void prefetch(const StepRow& row, int64_t j) const {
-    for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(row.gates + gate * s_.hidden_size + j, 1);
+    if (row.gates)
+      for (int gate = 0; gate < kGates; ++gate) __builtin_prefetch(row.gates + gate * s_.hidden_size + j, 1);
     __builtin_prefetch(row.y + j, 1);
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
@@ -207,7 +235,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     const StepRow row = rows_[i];
     V x[kGates], r[kGates], gates[kGates], extra(0);
     for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = load(row.gates + gate * s_.hidden_size + j, lanes);
+      x[gate] = load(row.input + gate * input_stride_ + j, lanes);
       r[gate] = load(products + gate * kLanes, Whole{});
     }
     State<V> prev{V(0), V(0)};
@@ -241,11 +269,12 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
 template <typename Scalar, typename Cell>
 class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
+  using Acc = typename AccOf<Scalar>::type;
   using Sequence = ForwardCells<Scalar, Cell>;
   using StepRow = typename Sequence::StepRow;
 
  public:
-  Forward(const ForwardParams& params, int64_t l2_bytes)
+  Forward(const LayerForwardParams& params, int64_t l2_bytes)
       : Recurrence<typename FactorOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr,
                                                     l2_bytes),
         p_(params) {}
@@ -257,11 +286,17 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
+    if (!p_.x) return;
+    const int unit_groups = this->split_.unit_groups;
+    const int64_t unit_lines = (lines_of(num_vectors<Acc>(s.hidden_size)) + unit_groups - 1) / unit_groups;
+    input_.allocate(p_, this->cell_, this->group_rows_, unit_lines * kVectorsPerLine, num_threads,
+                    this->l2_bytes_ * unit_groups);
   }
 
   void pack(int64_t d, const Member& member) override {
     this->for_each_panel_to_pack(p_.shape.hidden_size, Sequence::kWidth, member, [&](int64_t v, int width) {
       this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), d, v, width);
+      if (p_.x) input_.pack(d, v, width);
     });
     if (!this->projected_) return;
     this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
@@ -271,14 +306,15 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
 
   void run(int64_t d, const Member& member, int thread) override {
     StepRow* const rows = rows_.as<StepRow>() + 2 * thread * rows_stride_;
-    Sequence(*this, p_, d, member, thread, rows, rows + rows_stride_).run();
+    Sequence(*this, p_, p_.x ? &input_ : nullptr, d, member, thread, rows, rows + rows_stride_).run();
   }
 
   void finish(int64_t, const Member&) override {}
 
-  const ForwardParams& p_;
+  const LayerForwardParams& p_;
   int64_t rows_stride_ = 0;
   Buffer rows_;
+  InputProjection<Scalar> input_;
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -125,6 +125,15 @@ class Arguments {
           d < expected ? in({std::string(name) + '[' + std::to_string(d) + ']', tensors[d]}, scalar_, sizes) : nullptr;
   }
 
+  // As in_list, to write to; of any type.
+  void out_list(const char* name, const std::vector<Tensor>& tensors, int64_t directions, ScalarType dtype,
+                std::initializer_list<int64_t> sizes, void* (&pointers)[kMaxDirections]) const {
+    if (!tensors.empty() && static_cast<int64_t>(tensors.size()) != directions)
+      fail(name, " has ", tensors.size(), " tensors, expected ", directions, " or none");
+    for (size_t d = 0; d < tensors.size(); ++d)
+      pointers[d] = out({std::string(name) + '[' + std::to_string(d) + ']', tensors[d]}, dtype, sizes);
+  }
+
   void check_dtype(const Argument& argument, ScalarType expected) const {
     const ScalarType dtype = argument.tensor->scalar_type();
     if (dtype == expected) return;

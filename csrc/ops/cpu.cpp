@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../cpu/engine.h"
-#include "../cpu/matmul.h"
 #include "../cpu/norms.h"
 #include "../cpu/pages.h"
+#include "layer.h"
 #include "norms.h"
 #include "tensors.h"
 
@@ -15,31 +15,48 @@ int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 int64_t bytes_of(ScalarKind scalar) { return scalar == ScalarKind::kDouble ? 8 : scalar == ScalarKind::kFloat ? 4 : 2; }
 
-void forward(const ForwardParams& params, const Call& call) {
-  refuse_plan(call, "CPU");
+void prepare_outputs(const ForwardParams& params) {
   const Shape& s = params.shape;
-  if (s.is_stack()) fail("chunk is ", s.chunk, ", but the CPU backend runs one layer at a time");
   const int64_t acc_bytes = s.scalar == ScalarKind::kDouble ? 8 : 4;
   cpu::prefer_huge_pages(params.y, s.rows * s.directions * s.state_size * bytes_of(s.scalar));
   cpu::prefer_huge_pages(params.cells, s.rows * s.directions * s.hidden_size * acc_bytes);
+}
+
+void forward(const ForwardParams& params, const Call& call) {
+  refuse_plan(call, "CPU");
+  if (params.shape.is_stack()) fail("chunk is ", params.shape.chunk, ", but the CPU backend runs one layer at a time");
+  prepare_outputs(params);
   cpu::recurrence_forward(params, num_threads());
+}
+
+void layer(const cpu::LayerForwardParams& params) {
+  const Shape& s = params.shape;
+  prepare_outputs(params);
+  cpu::prefer_huge_pages(params.gates, s.rows * s.directions * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar));
+  cpu::layer_forward(params, num_threads());
+}
+
+void layer_gradients(const cpu::LayerBackwardParams& params) {
+  const Shape& s = params.shape;
+  cpu::prefer_huge_pages(params.grad_x, s.rows * params.input_size * bytes_of(s.scalar));
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const int64_t bytes = num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
+    cpu::prefer_huge_pages(params.grad_w_ih[d], params.input_size * bytes);
+    cpu::prefer_huge_pages(params.grad_w_hh[d], s.state_size * bytes);
+  }
+  cpu::layer_backward(params, num_threads());
 }
 
 void backward(const BackwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
   const Shape& s = params.shape;
   if (s.is_stack()) fail("chunk is ", s.chunk, ", but the CPU backend runs one layer at a time");
-  const int num_gates = s.cell == CellKind::kLstm ? 4 : s.cell == CellKind::kGru ? 3 : 1;
-  cpu::prefer_huge_pages(params.grad_gates, s.directions * s.rows * num_gates * s.hidden_size * bytes_of(s.scalar));
+  cpu::prefer_huge_pages(params.grad_gates,
+                         s.directions * s.rows * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar));
   cpu::recurrence_backward(params, num_threads());
 }
 
 std::string cpu_isa() { return cpu::isa(); }
-
-void multiply(const MatmulParams& params) {
-  cpu::prefer_huge_pages(params.out, params.m * params.out_row * bytes_of(params.scalar));
-  cpu::matmul(params, num_threads());
-}
 
 void norm(const NormParams& params, int32_t) { cpu::sum_of_squares(params, num_threads()); }
 
@@ -51,7 +68,8 @@ void clip_to(const ClipParams& params, int32_t) { cpu::clip(params, num_threads(
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
   m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
-  m.impl("matmul", TORCH_BOX(&fastrnn::ops::matmul<fastrnn::ops::multiply>));
+  m.impl("layer_forward", TORCH_BOX(&fastrnn::ops::layer_forward<fastrnn::ops::layer>));
+  m.impl("layer_backward", TORCH_BOX(&fastrnn::ops::layer_backward<fastrnn::ops::layer_gradients>));
   m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
   m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
 }

@@ -6,7 +6,8 @@
 STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(fastrnn::kRecurrenceForwardSchema);
   m.def(fastrnn::kRecurrenceBackwardSchema);
-  m.def(fastrnn::kMatmulSchema);
+  m.def(fastrnn::kLayerForwardSchema);
+  m.def(fastrnn::kLayerBackwardSchema);
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
   m.def(fastrnn::kDeviceLimitsSchema);

@@ -19,9 +19,23 @@ inline constexpr const char* kRecurrenceBackwardSchema =
     "Tensor(f!) grad_h0, Tensor(g!)? grad_c0, Tensor(h!)? grad_bias, Tensor(i!)? h_prev, "
     "Tensor(j!)? workspace, str plan, int chunk=0, int stage=0) -> ()";
 
-// out [m, n] = a [m, k] @ b [k, n] (+ out) (+ biases [n]); squares [1], float64, += out's sum of squares
-inline constexpr const char* kMatmulSchema =
-    "matmul(Tensor a, Tensor b, Tensor[] biases, Tensor(a!) out, bool accumulate, Tensor(b!)? squares) -> ()";
+// A layer on the CPU, its input projection included: what recurrence_forward does, from x [rows, I]. `gates` [D, rows, G*H] is
+// given to an LSTM or GRU that saves, and then holds the activated gates.
+inline constexpr const char* kLayerForwardSchema =
+    "layer_forward(int cell, int dropout_site, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
+    "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? mask, Tensor? lengths, Tensor? offsets, Tensor(a!) y, "
+    "Tensor(b!) h_n, Tensor(c!)? c_n, bool save, Tensor(d!)? gates, Tensor(e!)? cells, Tensor(f!)? n_h, "
+    "Tensor(g!)? hidden) -> ()";
+
+// Its backward, to the gradients of the input and the weights; those that are not asked for are not given. squares [D, weights],
+// float64: to each weight's element the sum of squares of its gradient is added, biases excepted.
+inline constexpr const char* kLayerBackwardSchema =
+    "layer_backward(int cell, int dropout_site, Tensor? gates, Tensor? cells, Tensor? n_h, Tensor? hidden, Tensor y, "
+    "Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? mask, Tensor? lengths, "
+    "Tensor? offsets, Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, int clip_mode, float clip_threshold, "
+    "Tensor? grad_scale, Tensor(a!)? norms, Tensor(b!)? clipped, Tensor(c!)? grad_x, Tensor(d!) grad_h0, "
+    "Tensor(e!)? grad_c0, Tensor(f!)[] grad_w_ih, Tensor(g!)[] grad_w_hh, Tensor(h!)[] grad_b_ih, "
+    "Tensor(i!)[] grad_b_hh, Tensor(j!)[] grad_w_hr, Tensor(k!)? squares) -> ()";
 
 // out, one element: the sum of squares over all tensors and of the sums already known ([1], float64), or its root. partial
 // [blocks + known], float64, is scratch: a block is kNormBlock elements of one tensor (norms.h).

@@ -40,29 +40,20 @@ inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const
   if (tensor.dim() != dim) fail(name, " has shape ", list_text(tensor.sizes()), ", expected ", sizes);
 }
 
-// `norms` knows the number of steps where an empty batch hides it.
-inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, const TensorList& w_hr, const Tensor& h0,
-                        const OptionalTensor& offsets, const OptionalTensor& norms) {
-  Shape shape{};
-  shape.cell = checked_enum("cell", cell, CellKind::kGru);
-  check_dim(name, gates, 3, "[directions, rows, gates * hidden_size]");
+// What h0 and the rows tell; the rest of the shape is there. `name` is the tensor that has them. `norms` knows the number of steps
+// where an empty batch hides it.
+inline void read_batch(Shape& shape, const char* name, const TensorList& w_hr, const Tensor& h0,
+                       const OptionalTensor& offsets, const OptionalTensor& norms) {
   check_dim("h0", h0, 3, "[directions, batch, state_size]");
-  shape.scalar = scalar_kind(name, gates);
-  shape.directions = gates.size(0);
-  shape.rows = gates.size(1);
-  shape.hidden_size = gates.size(2) / num_gates(shape.cell);
   shape.batch = h0.size(1);
   shape.state_size = h0.size(2);
-  if (shape.hidden_size < 1 || gates.size(2) % num_gates(shape.cell))
-    fail(name, " has shape ", list_text(gates.sizes()), ", expected ", num_gates(shape.cell),
-         " * hidden_size at the end");
   const bool projects = shape.cell == CellKind::kLstm && !w_hr.empty();
   if (shape.state_size < 1 || (shape.state_size != shape.hidden_size && !projects))
     fail("h0 has shape ", list_text(h0.sizes()), ", expected the hidden size ", shape.hidden_size, " at the end");
   if (offsets) {
     check_dim("offsets", *offsets, 1, "[steps]");
     shape.steps = offsets->size(0);
-    return shape;
+    return;
   }
   if (shape.batch > 0) {
     shape.steps = shape.rows / shape.batch;
@@ -71,6 +62,21 @@ inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, con
   }
   if (shape.rows != shape.steps * shape.batch)
     fail(name, " has ", shape.rows, " rows, expected a multiple of the batch size ", shape.batch);
+}
+
+inline Shape read_shape(int64_t cell, const char* name, const Tensor& gates, const TensorList& w_hr, const Tensor& h0,
+                        const OptionalTensor& offsets, const OptionalTensor& norms) {
+  Shape shape{};
+  shape.cell = checked_enum("cell", cell, CellKind::kGru);
+  check_dim(name, gates, 3, "[directions, rows, gates * hidden_size]");
+  shape.scalar = scalar_kind(name, gates);
+  shape.directions = gates.size(0);
+  shape.rows = gates.size(1);
+  shape.hidden_size = gates.size(2) / num_gates(shape.cell);
+  if (shape.hidden_size < 1 || gates.size(2) % num_gates(shape.cell))
+    fail(name, " has shape ", list_text(gates.sizes()), ", expected ", num_gates(shape.cell),
+         " * hidden_size at the end");
+  read_batch(shape, name, w_hr, h0, offsets, norms);
   return shape;
 }
 
@@ -148,27 +154,21 @@ inline Call read_call(const Arguments& arguments, const OptionalTensor& workspac
   return call;
 }
 
-template <void (*run)(const ForwardParams&, const Call&)>
-void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates, const TensorList& w_hh,
-                        const TensorList& b_hn, const TensorList& w_hr, const Tensor& h0, const OptionalTensor& c0,
-                        const OptionalTensor& mask, const OptionalTensor& lengths, const OptionalTensor& offsets,
-                        const Tensor& y, const Tensor& h_n, const OptionalTensor& c_n, bool save,
-                        const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
-                        const OptionalTensor& workspace, const std::string& plan, int64_t chunk, int64_t stage) {
-  Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
-  read_stage(shape, "gates", gates, chunk, stage, lengths || offsets, !w_hr.empty());
-  const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
+// All but gates and b_hn.
+inline ForwardParams read_forward(const Arguments& arguments, const Shape& shape, int64_t dropout_site,
+                                  const TensorList& w_hh, const TensorList& w_hr, const Tensor& h0,
+                                  const OptionalTensor& c0, const OptionalTensor& mask, const OptionalTensor& lengths,
+                                  const OptionalTensor& offsets, const Tensor& y, const Tensor& h_n,
+                                  const OptionalTensor& c_n, bool save, const OptionalTensor& cells,
+                                  const OptionalTensor& n_h, const OptionalTensor& hidden) {
+  const auto [steps, batch, rows, H, P, D, kind, storage, chunk, stage] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
-
-  const Arguments arguments("gates", gates);
   const ScalarType scalar = arguments.scalar(), acc = arguments.acc();
   ForwardParams params{};
   params.shape = shape;
   params.dropout_site = checked_enum("dropout_site", dropout_site, DropoutSite::kCandidate);
-  params.gates = arguments.out({"gates", gates}, scalar, {D, rows, G * H});
   arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
-  arguments.in_list("b_hn", b_hn, gru && !b_hn.empty(), D, {H}, params.b_hn);
   arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
   params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
@@ -183,27 +183,40 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
   params.n_h = arguments.out(Argument("n_h", n_h).exactly_if(save && gru, "a GRU that saves"), scalar, {D, rows, H});
   params.hidden = arguments.out(Argument("hidden", hidden).exactly_if(save && projects, "an LSTM with w_hr that saves"),
                                 scalar, {D, rows, H});
+  return params;
+}
+
+template <void (*run)(const ForwardParams&, const Call&)>
+void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates, const TensorList& w_hh,
+                        const TensorList& b_hn, const TensorList& w_hr, const Tensor& h0, const OptionalTensor& c0,
+                        const OptionalTensor& mask, const OptionalTensor& lengths, const OptionalTensor& offsets,
+                        const Tensor& y, const Tensor& h_n, const OptionalTensor& c_n, bool save,
+                        const OptionalTensor& cells, const OptionalTensor& n_h, const OptionalTensor& hidden,
+                        const OptionalTensor& workspace, const std::string& plan, int64_t chunk, int64_t stage) {
+  Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
+  read_stage(shape, "gates", gates, chunk, stage, lengths || offsets, !w_hr.empty());
+  const Arguments arguments("gates", gates);
+  ForwardParams params = read_forward(arguments, shape, dropout_site, w_hh, w_hr, h0, c0, mask, lengths, offsets, y,
+                                      h_n, c_n, save, cells, n_h, hidden);
+  const int64_t D = shape.directions, H = shape.hidden_size;
+  params.gates = arguments.out({"gates", gates}, arguments.scalar(), {D, shape.rows, num_gates(shape.cell) * H});
+  arguments.in_list("b_hn", b_hn, shape.cell == CellKind::kGru && !b_hn.empty(), D, {H}, params.b_hn);
   run(params, read_call(arguments, workspace, gates, plan));
 }
 
-template <void (*run)(const BackwardParams&, const Call&)>
-void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTensor& gates, const OptionalTensor& cells,
-                         const OptionalTensor& n_h, const Tensor& y, const TensorList& w_hh, const TensorList& w_hr,
-                         const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& mask,
-                         const OptionalTensor& lengths, const OptionalTensor& offsets, const OptionalTensor& grad_y,
-                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, int64_t clip_mode,
-                         double clip_threshold, const OptionalTensor& grad_scale, const OptionalTensor& norms,
-                         const OptionalTensor& clipped, const Tensor& grad_gates, const OptionalTensor& grad_n_h,
-                         const OptionalTensor& grad_h, const Tensor& grad_h0, const OptionalTensor& grad_c0,
-                         const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const OptionalTensor& workspace,
-                         const std::string& plan, int64_t chunk, int64_t stage) {
-  Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
-  read_stage(shape, "grad_gates", grad_gates, chunk, stage, lengths || offsets, !w_hr.empty());
-  const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
+// What backward reads, and the states' gradients.
+inline BackwardParams read_backward(const Arguments& arguments, const Shape& shape, int64_t dropout_site,
+                                    const OptionalTensor& gates, const OptionalTensor& cells, const OptionalTensor& n_h,
+                                    const Tensor& y, const TensorList& w_hh, const TensorList& w_hr, const Tensor& h0,
+                                    const OptionalTensor& c0, const OptionalTensor& mask, const OptionalTensor& lengths,
+                                    const OptionalTensor& offsets, const OptionalTensor& grad_y,
+                                    const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, int64_t clip_mode,
+                                    double clip_threshold, const OptionalTensor& grad_scale,
+                                    const OptionalTensor& norms, const OptionalTensor& clipped, const Tensor& grad_h0,
+                                    const OptionalTensor& grad_c0) {
+  const auto [steps, batch, rows, H, P, D, kind, storage, chunk, stage] = shape;
   const int64_t G = num_gates(kind);
   const bool lstm = kind == CellKind::kLstm, gru = kind == CellKind::kGru, projects = lstm && !w_hr.empty();
-
-  const Arguments arguments("grad_gates", grad_gates);
   const ScalarType scalar = arguments.scalar(), acc = arguments.acc();
   BackwardParams params{};
   params.shape = shape;
@@ -234,73 +247,39 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
                                             : arguments.in({"grad_scale", grad_scale}, ScalarType::Float, {}));
   params.norms = arguments.out({"norms", norms}, acc, {D, steps, batch});
   params.clipped = static_cast<bool*>(arguments.out({"clipped", clipped}, ScalarType::Bool, {D, steps, batch}));
+  params.grad_h0 = arguments.out({"grad_h0", grad_h0}, scalar, {D, batch, P});
+  params.grad_c0 = arguments.out(Argument("grad_c0", grad_c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
+  return params;
+}
+
+template <void (*run)(const BackwardParams&, const Call&)>
+void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTensor& gates, const OptionalTensor& cells,
+                         const OptionalTensor& n_h, const Tensor& y, const TensorList& w_hh, const TensorList& w_hr,
+                         const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& mask,
+                         const OptionalTensor& lengths, const OptionalTensor& offsets, const OptionalTensor& grad_y,
+                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, int64_t clip_mode,
+                         double clip_threshold, const OptionalTensor& grad_scale, const OptionalTensor& norms,
+                         const OptionalTensor& clipped, const Tensor& grad_gates, const OptionalTensor& grad_n_h,
+                         const OptionalTensor& grad_h, const Tensor& grad_h0, const OptionalTensor& grad_c0,
+                         const OptionalTensor& grad_bias, const OptionalTensor& h_prev, const OptionalTensor& workspace,
+                         const std::string& plan, int64_t chunk, int64_t stage) {
+  Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
+  read_stage(shape, "grad_gates", grad_gates, chunk, stage, lengths || offsets, !w_hr.empty());
+  const Arguments arguments("grad_gates", grad_gates);
+  BackwardParams params = read_backward(arguments, shape, dropout_site, gates, cells, n_h, y, w_hh, w_hr, h0, c0, mask,
+                                        lengths, offsets, grad_y, grad_h_n, grad_c_n, clip_mode, clip_threshold,
+                                        grad_scale, norms, clipped, grad_h0, grad_c0);
+  const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
+  const ScalarType scalar = arguments.scalar();
+  const bool gru = kind == CellKind::kGru, projects = kind == CellKind::kLstm && !w_hr.empty();
+  const int64_t G = num_gates(kind);
   params.grad_gates = arguments.out({"grad_gates", grad_gates}, scalar, {D, rows, G * H});
   params.grad_n_h = arguments.out(Argument("grad_n_h", grad_n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
   params.grad_h =
       arguments.out(Argument("grad_h", grad_h).exactly_if(projects, "an LSTM with w_hr"), scalar, {D, rows, P});
-  params.grad_h0 = arguments.out({"grad_h0", grad_h0}, scalar, {D, batch, P});
-  params.grad_c0 = arguments.out(Argument("grad_c0", grad_c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
-  params.grad_bias = arguments.out({"grad_bias", grad_bias}, acc, {D, (gru ? G + 1 : G) * H});
+  params.grad_bias = arguments.out({"grad_bias", grad_bias}, arguments.acc(), {D, (gru ? G + 1 : G) * H});
   params.h_prev = arguments.out({"h_prev", h_prev}, scalar, {D, rows, P});
   run(params, read_call(arguments, workspace, grad_gates, plan));
-}
-
-// Strides of a matrix of which one has to be 1; along a dimension of one element any stride is.
-struct MatrixStrides {
-  int64_t row, col;
-};
-
-inline MatrixStrides read_strides(const char* name, const Tensor& matrix) {
-  MatrixStrides strides{matrix.stride(0), matrix.stride(1)};
-  if (strides.row != 1 && strides.col != 1) {
-    if (matrix.size(1) <= 1) {
-      strides.col = 1;
-    } else if (matrix.size(0) <= 1) {
-      strides.row = 1;
-    } else {
-      fail(name, " has strides ", list_text(matrix.strides()), ", expected rows or columns without gaps");
-    }
-  }
-  return strides;
-}
-
-template <void (*run)(const MatmulParams&)>
-void matmul(const Tensor& a, const Tensor& b, const TensorList& biases, const Tensor& out, bool accumulate,
-            const OptionalTensor& squares) {
-  check_dim("a", a, 2, "[m, k]");
-  check_dim("b", b, 2, "[k, n]");
-  check_dim("out", out, 2, "[m, n]");
-  MatmulParams params{};
-  params.scalar = scalar_kind("a", a);
-  params.m = a.size(0);
-  params.k = a.size(1);
-  params.n = b.size(1);
-  const Arguments arguments("a", a);
-  if (b.size(0) != params.k) fail("b has shape ", list_text(b.sizes()), ", expected ", params.k, " rows");
-  if (out.size(0) != params.m || out.size(1) != params.n)
-    fail("out has shape ", list_text(out.sizes()), ", expected [", params.m, ", ", params.n, ']');
-  for (const Argument& argument : {Argument("b", b), Argument("out", out)}) {
-    arguments.check_dtype(argument, arguments.scalar());
-    arguments.check_device(argument);
-  }
-  if (biases.size() > 2) fail("biases has ", biases.size(), " tensors, expected at most 2");
-  for (size_t i = 0; i < biases.size(); ++i)
-    params.bias[i] = arguments.in({"biases[" + std::to_string(i) + ']', biases[i]}, arguments.scalar(), {params.n});
-  const MatrixStrides a_strides = read_strides("a", a), b_strides = read_strides("b", b);
-  params.a = a.const_data_ptr();
-  params.a_row = a_strides.row;
-  params.a_col = a_strides.col;
-  params.b = b.const_data_ptr();
-  params.b_row = b_strides.row;
-  params.b_col = b_strides.col;
-  const bool gapless = params.n <= 1 || out.stride(1) == 1;
-  if (!gapless || (params.m > 1 && out.stride(0) < params.n))
-    fail("out has strides ", list_text(out.strides()), ", expected rows of ", params.n, " without gaps or overlap");
-  params.out = out.mutable_data_ptr();
-  params.out_row = std::max(out.stride(0), params.n);
-  params.accumulate = accumulate;
-  params.squares = static_cast<double*>(arguments.out({"squares", squares}, ScalarType::Double, {1}));
-  run(params);
 }
 
 }  // namespace fastrnn::ops

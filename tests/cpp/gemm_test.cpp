@@ -1,4 +1,5 @@
-// Compares fastrnn::cpu::matmul with sums in double over random shapes, layouts and types. Built and run by tests/test_gemm.py.
+// Compares fastrnn::cpu::matmul and joint_matmul with sums in double over random shapes, layouts and types. Built and run by
+// tests/test_gemm.py.
 //
 //   gemm_test CACHES SEED CASES      CACHES: "tiny" cuts even small products into many blocks, "usual" into few
 //
@@ -157,7 +158,7 @@ void check(const Case& c) {
   // Each stays in its row, the last step of k among others.
   if (pick(0, 9) == 0 && c.m && c.k) a.at(pick(0, c.m - 1), pick(0, c.k - 1)) = not_a_number<Scalar>();
   if (pick(0, 9) == 0 && c.m && c.k) a.at(pick(0, c.m - 1), c.k - 1) = infinity<Scalar>();
-  MatmulParams p{};
+  cpu::MatmulParams p{};
   p.m = c.m, p.n = c.n, p.k = c.k;
   p.a = a.data(), p.a_row = a.row_step, p.a_col = a.column_step;
   p.b = b.data(), p.b_row = b.row_step, p.b_col = b.column_step;
@@ -220,11 +221,89 @@ void check(const Case& c) {
   if (!same_bits(out.memory, before.memory)) fail<Scalar>(c, "wrote outside of the output");
 }
 
+// Two products of one a with b's that are cut in two, against sums in double; c.n and the number of biases choose the b's.
+template <typename Scalar>
+void check_joint(const Case& c) {
+  using F = Format<Scalar>;
+  Matrix<Scalar> a(c.m, c.k, c.a_by_rows, c.extra);
+  const int num_parts = c.num_biases ? 2 : 1;
+  struct Part {
+    int64_t n, split;
+    Matrix<Scalar> head, tail, out;
+    double squares = 1;
+  };
+  std::vector<Part> parts;
+  cpu::JointMatmulParams p{};
+  p.m = c.m, p.k = c.k, p.a = a.data(), p.a_row = a.row_step, p.a_col = a.column_step, p.scalar = F::kind;
+  p.num_parts = num_parts;
+  for (int i = 0; i < num_parts; ++i) {
+    const int64_t n = i ? pick(1, 70) : c.n, split = pick(0, 2) ? pick(0, c.k / 2) * 2 : c.k;
+    parts.push_back({n, split, Matrix<Scalar>(split, n, true, c.extra), Matrix<Scalar>(c.k - split, n, true, i),
+                     Matrix<Scalar>(c.m, n, true, 0)});
+  }
+  for (int i = 0; i < num_parts; ++i) {
+    Part& part = parts[i];
+    for (auto& value : part.out.memory) value = not_a_number<Scalar>();
+    p.parts[i] = {part.n,
+                  part.head.data(),
+                  part.head.row_step,
+                  part.split,
+                  part.split < c.k ? part.tail.data() : nullptr,
+                  part.tail.row_step,
+                  part.out.data(),
+                  &part.squares};
+  }
+  cpu::joint_matmul(p, c.num_threads);
+  for (Part& part : parts) {
+    const std::vector<Scalar> once = part.out.memory;
+    double sum_of_squares = 1;
+    for (int64_t i = 0; i < c.m; ++i) {
+      for (int64_t j = 0; j < part.n; ++j) {
+        double sum = 0, of_head = 0, size = 0;
+        for (int64_t k = 0; k < c.k; ++k) {
+          const double b = value(k < part.split ? part.head.at(k, j) : part.tail.at(k - part.split, j));
+          sum += value(a.at(i, k)) * b;
+          size += std::fabs(value(a.at(i, k)) * b);
+          if (k + 1 == part.split) of_head = sum;
+        }
+        const double result = value(part.out.at(i, j));
+        sum_of_squares += result * result;
+        // What is few is multiplied half by half, and stored in between.
+        const double bound = static_cast<double>(c.k + 4) * F::sum_eps * size +
+                             F::eps * (std::fabs(sum) + std::fabs(of_head)) + 2 * F::least;
+        if (!(std::fabs(result - sum) <= bound)) return fail<Scalar>(c, "a joint product is wrong");
+      }
+    }
+    if (std::fabs(part.squares - sum_of_squares) > 1e-12 * sum_of_squares)
+      return fail<Scalar>(c, "the sum of squares of a joint product is wrong");
+    for (int64_t i = 0; i < c.m; ++i)
+      for (int64_t j = 0; j < part.n; ++j) part.out.at(i, j) = not_a_number<Scalar>();
+    for (const Scalar& outside : part.out.memory)
+      if (!std::isnan(value(outside))) return fail<Scalar>(c, "a joint product wrote outside of its output");
+    part.out.memory = once;
+  }
+  const double before[] = {parts[0].squares, parts.back().squares};
+  const std::vector<Scalar> outs[] = {parts[0].out.memory, parts.back().out.memory};
+  for (Part& part : parts) part.squares = 1;
+  cpu::joint_matmul(p, c.num_threads % 3 + 1);
+  if (!same_bits(outs[0], parts[0].out.memory) || !same_bits(outs[1], parts.back().out.memory) ||
+      std::memcmp(&before[0], &parts[0].squares, sizeof(double)) ||
+      std::memcmp(&before[1], &parts.back().squares, sizeof(double)))
+    fail<Scalar>(c, "another run of a joint product, with another number of threads, differs");
+}
+
 void check_every_type(const Case& c) {
   check<float>(c);
   check<double>(c);
   check<Half>(c);
   check<Bfloat16>(c);
+}
+
+void check_every_joint_type(const Case& c) {
+  check_joint<float>(c);
+  check_joint<double>(c);
+  check_joint<Half>(c);
+  check_joint<Bfloat16>(c);
 }
 
 int64_t random_size(int64_t most) {
@@ -246,12 +325,22 @@ int main(int count, char** arguments) {
   tiny_caches = !std::strcmp(arguments[1], "tiny");
   random_bits.seed(static_cast<unsigned>(std::atoi(arguments[2])));
   const int cases = std::atoi(arguments[3]);
-  for (int i = 0; i < cases; ++i)
-    check_every_type({random_size(150), random_size(150), random_size(200), pick(0, 1) == 1, pick(0, 1) == 1,
-                      pick(0, 1) == 1, static_cast<int>(pick(0, 2)), static_cast<int>(pick(1, 3)),
-                      pick(0, 1) * pick(1, 20)});
+  for (int i = 0; i < cases; ++i) {
+    const Case c{random_size(150),
+                 random_size(150),
+                 random_size(200),
+                 pick(0, 1) == 1,
+                 pick(0, 1) == 1,
+                 pick(0, 1) == 1,
+                 static_cast<int>(pick(0, 2)),
+                 static_cast<int>(pick(1, 3)),
+                 pick(0, 1) * pick(1, 20)};
+    check_every_type(c);
+    check_every_joint_type(c);
+  }
   // Several blocks of each kind with the usual caches, too.
   check_every_type({67, 45, 2500, false, true, true, 1, 2, 0});
+  check_every_joint_type({67, 45, 2500, false, true, true, 1, 2, 0});
   check_every_type({5, 2300, 1030, true, false, false, 2, 2, 3});
   check_every_type({515, 4100, 40, false, false, true, 1, 2, 1});
   check_every_type({600, 33, 300, true, false, true, 0, 2, 1});

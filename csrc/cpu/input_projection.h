@@ -1,0 +1,122 @@
+// The input projection inside the recurrence. Ahead of some steps each thread multiplies their inputs with W_ih, for the samples and
+// hidden units that it owns, so nobody waits for anybody. The cells read what it writes while that is in the second-level cache;
+// where backward needs nothing of it, it never leaves there.
+#pragma once
+
+#include "recurrence_common.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// What the threads of a call share, and the memory of each. A thread's rows are those of one round, some steps of its samples.
+template <typename Scalar>
+class InputProjection {
+  using Acc = typename AccOf<Scalar>::type;
+  using Factor = typename FactorOf<Scalar>::type;
+  using Element = ElementOf<Factor>;
+  static constexpr int kLanes = Vec<Acc>::kLanes;
+  // As many rows as it takes for reading W_ih to be hidden behind the multiplications, twice as many from beyond the second-level
+  // cache; more would push the weights of the recurrence out of it.
+  static constexpr int64_t kRows = 64;
+
+ public:
+  // `group_rows`: the most samples of a thread, of which a few steps make a round; `unit_vectors`: the most vectors of its units.
+  void allocate(const LayerForwardParams& p, CellTraits cell, int64_t group_rows, int64_t unit_vectors, int num_threads,
+                int64_t cache_bytes) {
+    const Shape& s = p.shape;
+    p_ = &p;
+    num_gates_ = cell.num_gates;
+    width_ = kMaxVectors / num_gates_;
+    packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes);
+    const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
+    steps_ = (rows_wanted + group_rows - 1) / group_rows;
+    if (steps_ > s.steps) steps_ = s.steps;
+    group_rows_ = group_rows;
+    gate_stride_ = unit_vectors * kLanes;
+    row_stride_ = padded_stride<Scalar>(num_gates_ * gate_stride_);
+    x_stride_ = padded_stride<Element>(p.input_size);
+    const int64_t rows = steps_ * group_rows;
+    const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
+    gates_at_ = lines(rows * x_stride_ * static_cast<int64_t>(sizeof(Element)));
+    products_at_ = gates_at_ + lines(rows * row_stride_ * static_cast<int64_t>(sizeof(Scalar)));
+    thread_bytes_ = products_at_ + lines(rows * kMaxVectors * kVectorBytes) + kLineBytes;
+    memory_.allocate(num_threads * thread_bytes_);
+    bias_stride_ = padded_stride<Acc>(s.hidden_size);
+    bias_.allocate(s.directions * num_gates_ * bias_stride_ * static_cast<int64_t>(sizeof(Acc)));
+    for (int64_t d = 0; d < s.directions; ++d)
+      for (int gate = 0; gate < num_gates_; ++gate) add_biases(d, gate, cell.has_extra && gate == num_gates_ - 1);
+  }
+
+  int64_t steps() const { return steps_; }  // of a round
+  int64_t gate_stride() const { return gate_stride_; }
+
+  void pack(int64_t d, int64_t v, int width) const { packed_.pack_rows(typed<Scalar>(p_->w_ih[d]), d, v, width); }
+
+  // What row `index` of a thread's round gives, by units, of which `first` is the thread's first one.
+  Scalar* gates(int thread, int64_t index, int64_t first) const {
+    return at<Scalar>(thread, gates_at_) + index * row_stride_ - first;
+  }
+
+  // Row `index` of the next round is a row of x.
+  void put_row(int thread, int64_t index, int64_t row) const {
+    load_elements(typed<Scalar>(p_->x) + row * p_->input_size, at<Element>(thread, 0) + index * x_stride_);
+  }
+
+  // The round: `num_rows` rows, of the units of `units`.
+  void multiply(int thread, int64_t d, Range units, int64_t num_rows) const {
+    const Element* const x = at<Element>(thread, 0);
+    Acc* const products = at<Acc>(thread, products_at_);
+    for_each_panel(units, width_, [&](int64_t v, int width) {
+      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, products,
+              packed_.outgrows_cache());
+      for (int u = 0; u < width; ++u)
+        for (int gate = 0; gate < num_gates_; ++gate)
+          store_gate(bias(d, gate) + (v + u) * kLanes, products + (u * num_gates_ + gate) * kLanes,
+                     width * num_gates_ * kLanes, num_rows,
+                     gates(thread, 0, units.begin * kLanes) + gate * gate_stride_ + (v + u) * kLanes);
+    });
+  }
+
+ private:
+  template <typename T>
+  T* at(int thread, int64_t offset) const {
+    return reinterpret_cast<T*>(memory_.as<char>() + thread * thread_bytes_ + offset);
+  }
+
+  __attribute__((noinline)) void load_elements(const Scalar* from, Element* to) const {
+    for_each_vector<Acc>({0, num_vectors<Acc>(p_->input_size)}, p_->input_size,
+                         [&](int64_t k, auto lanes)
+                             __attribute__((always_inline)) { store(to + k, load(from + k, lanes), Whole{}); });
+  }
+
+  // One gate of a vector of units: the products of all rows, `stride` apart.
+  __attribute__((noinline)) void store_gate(const Acc* bias, const Acc* products, int64_t stride, int64_t num_rows,
+                                            Scalar* gates) const {
+    const Vec<Acc> b = load(bias, Whole{});
+    for (int64_t row = 0; row < num_rows; ++row)
+      store(gates + row * row_stride_, load(products + row * stride, Whole{}) + b, Whole{});
+  }
+
+  Acc* bias(int64_t d, int gate) const { return bias_.as<Acc>() + (d * num_gates_ + gate) * bias_stride_; }
+
+  void add_biases(int64_t d, int gate, bool b_ih_alone) const {
+    const int64_t hidden = p_->shape.hidden_size;
+    const Scalar* const b_ih = typed<Scalar>(p_->b_ih[d]);
+    const Scalar* const b_hh = b_ih_alone ? nullptr : typed<Scalar>(p_->b_hh[d]);
+    for_each_vector<Acc>({0, num_vectors<Acc>(hidden)}, hidden, [&](int64_t j, auto lanes) {
+      Vec<Acc> sum(0);
+      if (b_ih) sum += load(b_ih + gate * hidden + j, lanes);
+      if (b_hh) sum += load(b_hh + gate * hidden + j, lanes);
+      store(bias(d, gate) + j, sum, Whole{});
+    });
+  }
+
+  const LayerForwardParams* p_ = nullptr;
+  int num_gates_ = 1, width_ = 1;
+  int64_t steps_ = 1, group_rows_ = 1;
+  int64_t gate_stride_ = 0, row_stride_ = 0, x_stride_ = 0, bias_stride_ = 0;
+  int64_t gates_at_ = 0, products_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
+  PackedMatrix<Factor> packed_;
+  Buffer memory_, bias_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

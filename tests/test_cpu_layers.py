@@ -1,0 +1,129 @@
+"""Layers large enough for the CPU engine's ways: the input projection in rounds of steps inside the recurrence, the two products of
+a weight gradient together, W_hh's with h0 and y as two halves of one operand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import Case, every_case, make_layer, pairwise
+from compare import assert_bit_equal, assert_equal_to_rounding, assert_error_ratio, gradients
+
+from fastrnn import _library
+
+pytestmark = pytest.mark.skipif(not _library.is_loaded("cpu"), reason="the CPU kernels are not built")
+
+# Several rounds of one thread's samples, the last one cut off, units of several vectors, an odd batch.
+MANY_STEPS = {"steps": 47, "batch": 7, "input_size": 21, "hidden_size": 19}
+MANY_SAMPLES = {"steps": 3, "batch": 150, "input_size": 14, "hidden_size": 13}
+FEW_FEATURES = {"steps": 40, "batch": 5, "input_size": 1, "hidden_size": 33}
+LARGE = {"steps": 9, "batch": 6, "input_size": 260, "hidden_size": 400}  # weights beyond a second-level cache
+
+
+@pytest.fixture(params=(1, 2, 3))
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def layer_of(case: Case, dtype: torch.dtype = torch.float64):
+    """Weights that neither saturate nor explode; padding holds NaN."""
+    layer = make_layer(case)
+    layer.weights = [weight * case.hidden_size**-0.5 for weight in layer.weights]
+    layer = layer.to(dtype)
+    if case.layout == "lengths":
+        for b, length in enumerate(layer.lengths):
+            layer.x[length:, b] = torch.nan
+    return layer
+
+
+def run(layer, backend, **options):
+    inputs = layer.require_grad()
+    outputs = layer.apply(backend, *inputs, **options)
+    return list(outputs), gradients(outputs, inputs)
+
+
+CASES = [
+    *pairwise(every_case(**MANY_STEPS)),
+    *pairwise(every_case(**MANY_SAMPLES)),
+    *pairwise(every_case(**FEW_FEATURES)),
+    *(Case(cell, layout, directions=2, **LARGE) for cell, layout in (("lstm", "padded"), ("gru", "packed"))),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients_equal_the_reference(case, threads):
+    layer = layer_of(case)
+    assert_equal_to_rounding(run(layer, "cpu"), run(layer, "reference"), factor=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [MANY_STEPS, {**MANY_STEPS, "batch": 6}, MANY_SAMPLES], ids=("odd", "even", "many"))
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_errors_are_those_of_the_reference(cell, shape, dtype):
+    layer = layer_of(Case(cell, directions=2, **shape)).to(dtype)
+    ours, plain, exact = run(layer, "cpu"), run(layer, "reference"), run(layer.to(torch.float64), "reference")
+    names = [*("y", "h_n", "c_n")[: len(ours[0])], *(f"grad {name}" for name in layer.names())]
+    for name, a, b, c in zip(names, *(outputs + grads for outputs, grads in (ours, plain, exact)), strict=True):
+        # the engine adds up some 64 rows for a bias before it rounds to a larger sum; torch's sums are pairwise
+        assert_error_ratio(a, b, c, 4.0 if "b_" in name else 3.0, name)
+
+
+@pytest.mark.parametrize("cell", ["rnn_relu", "lstm", "gru"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_few_rows_and_many_give_the_same(cell, steps):
+    # up to 12 rows the projection is a product of its own
+    layer = layer_of(Case(cell, directions=2, steps=steps, batch=3, input_size=20, hidden_size=24))
+    assert_equal_to_rounding(run(layer, "cpu"), run(layer, "reference"))
+
+
+@pytest.mark.parametrize(
+    "case", [Case("lstm", site="state", **MANY_STEPS), Case("gru", "packed", **MANY_STEPS)], ids=str
+)
+def test_what_is_not_saved_changes_nothing(case):
+    layer = layer_of(case, torch.float32)
+    with torch.no_grad():
+        assert_bit_equal(layer.apply("cpu", save=False), layer.apply("cpu", save=True))
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_two_runs_agree_to_the_bit(cell, threads):
+    layer = layer_of(Case(cell, "packed", directions=2, site="state", **MANY_STEPS), torch.float32)
+    assert_bit_equal(run(layer, "cpu"), run(layer, "cpu"))
+
+
+@pytest.mark.parametrize(
+    "case", [Case("lstm", directions=2, projected=True, **MANY_STEPS), Case("gru", **MANY_STEPS)], ids=str
+)
+def test_every_choice_of_wanted_gradients_gives_those_of_all(case):
+    everything = dict(zip(layer_of(case).names(), run(layer_of(case), "cpu")[1], strict=True))
+    for wanted in everything:
+        layer = layer_of(case)
+        inputs = [
+            tensor.requires_grad_(name == wanted) for name, tensor in zip(layer.names(), layer.inputs(), strict=True)
+        ]
+        outputs = layer.apply("cpu", *inputs)
+        (grad,) = gradients(outputs, [inputs[layer.names().index(wanted)]])
+        assert_bit_equal(grad, everything[wanted], wanted)
+
+
+def test_clip_and_recorded_norms_in_rounds():
+    case = Case("lstm", "lengths", directions=2, site="candidate", **MANY_STEPS)
+    for mode, threshold in (("norm", 0.3), ("value", 0.02)):
+        options = {"clip_mode": mode, "clip_threshold": threshold}
+        assert_equal_to_rounding(
+            run(layer_of(case), "cpu", **options), run(layer_of(case), "reference", **options), mode, factor=4
+        )
+
+
+def test_memory_of_an_inference_pass_does_not_grow_with_the_gates():
+    """Nothing as large as the input projection is allocated by torch where nothing is saved."""
+    layer = layer_of(replace(Case("lstm"), steps=100, batch=16, input_size=32, hidden_size=64), torch.float32)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
+        layer.apply("cpu", save=False)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.events())
+    outputs = 4 * (100 * 16 * 64 + 2 * 16 * 64)
+    assert outputs <= allocated < 1.1 * outputs
