@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 
@@ -24,8 +25,18 @@ def may_be_differentiated() -> bool:
 
 
 def run_layer(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
-    """``function.apply(*arguments)``; where no derivative can be asked for, its forward alone, at half the overhead."""
-    apply: Any = function.apply if may_be_differentiated() else function.forward
+    """``function.apply(*arguments)``; where no derivative can be asked for, its forward alone, at half the overhead.
+
+    Outside of transforms by the method that torch's ``apply`` ends with: what it does before, but for the unwrapping, is for
+    transforms, and for defaults of arguments, which our functions have none of.
+    """
+    apply: Any = function.apply
+    if not is_transformed():
+        if torch.is_grad_enabled():
+            base: Any = super(torch.autograd.Function, function)
+            apply, arguments = base.apply, unwrap_dead_wrappers(arguments)
+        else:
+            apply = function.forward
     result: tuple[Any, ...] = apply(*arguments)
     return result
 

@@ -191,7 +191,10 @@ class RNNBase(nn.RNNBase):
         sizes = [self._state_size] if self.mode != "LSTM" else [self._state_size, self.hidden_size]
         first = self.num_layers * self._num_directions
         if states is None:
-            return [torch.zeros(first, batch.size, n, dtype=dtype, device=batch.data.device) for n in sizes]
+            h0 = torch.zeros(first, batch.size, sizes[0], dtype=dtype, device=batch.data.device)
+            # torch.compile takes no tensor twice
+            shared = sizes[-1] == sizes[0] and not torch.compiler.is_compiling()
+            return [h0] if len(sizes) == 1 else [h0, h0 if shared else h0.new_zeros((first, batch.size, sizes[1]))]
         message = "Expected hidden size {}, got {}"
         if self.mode == "LSTM":
             message = "Expected hidden[{}] size {}, got {}"

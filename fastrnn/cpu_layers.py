@@ -7,7 +7,6 @@ just filled the caches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fastrnn import gradient_sums
 from fastrnn.layers import Gradients, Options, finish_gradients, split_weights, without_padding
-from fastrnn.ops import CLIP_MODES, DROPOUT_SITES, contiguous, flat, forward_outputs, operator, shaped
+from fastrnn.ops import CLIP_MODES, DROPOUT_SITES, contiguous, forward_outputs, operator
 from fastrnn.reference import CELLS, NUM_GATES, Forward, compute_dtype
 
 
@@ -31,17 +30,16 @@ def layer_forward(
     weights: Sequence[Tensor],
 ) -> Forward:
     """``layers.layer_forward`` by the CPU's kernels."""
-    num_directions, _, state_size = h0.shape
+    num_directions = h0.size(0)
     w = split_weights(weights, num_directions, x.dtype)
-    rows, save = x.shape[:-1], options.save
-    num_rows, gate_size = math.prod(rows), w.w_hh[0].size(0)
+    rows, save, gate_size = x.shape[:-1], options.save, w.w_hh[0].size(0)
     hidden_size = gate_size // NUM_GATES[cell]
     y, h_n, c_n, cells, n_h, hidden = forward_outputs(cell, x, rows, hidden_size, h0, c0, save, bool(w.w_hr))
-    gates = x.new_empty((num_directions, num_rows, gate_size)) if save and cell in ("lstm", "gru") else None
+    gates = x.new_empty((num_directions, *rows, gate_size)) if save and cell in ("lstm", "gru") else None
     operator("cpu", "layer_forward")(
         CELLS.index(cell),
         DROPOUT_SITES.index(options.dropout_site),
-        x.contiguous().view(num_rows, x.size(-1)),
+        x.contiguous(),
         w.w_ih,
         w.w_hh,
         w.b_ih,
@@ -52,7 +50,7 @@ def layer_forward(
         contiguous(mask),
         contiguous(lengths),
         contiguous(offsets),
-        y.view(num_rows, num_directions * state_size),
+        y,
         h_n,
         c_n,
         save,
@@ -61,7 +59,6 @@ def layer_forward(
         n_h,
         hidden,
     )
-    gates, cells, n_h, hidden = (None if t is None else shaped(t, rows, 1) for t in (gates, cells, n_h, hidden))
     return Forward(y, h_n, c_n, gates, cells, n_h, hidden)
 
 
@@ -110,12 +107,12 @@ def layer_backward(
     operator("cpu", "layer_backward")(
         CELLS.index(cell),
         DROPOUT_SITES.index(options.dropout_site),
-        flat(forward.gates, 1),
-        flat(forward.cells, 1),
-        flat(forward.n_h, 1),
-        flat(forward.hidden, 1),
-        flat(forward.y, 0),
-        flat(x, 0),
+        contiguous(forward.gates),
+        contiguous(forward.cells),
+        contiguous(forward.n_h),
+        contiguous(forward.hidden),
+        forward.y.contiguous(),
+        x,
         w.w_ih,
         w.w_hh,
         w.w_hr,
@@ -124,7 +121,7 @@ def layer_backward(
         contiguous(mask),
         contiguous(lengths),
         contiguous(offsets),
-        flat(grad_y, 0),
+        contiguous(grad_y),
         contiguous(grad_h_n),
         contiguous(grad_c_n),
         CLIP_MODES.index(options.clip_mode),
@@ -132,7 +129,7 @@ def layer_backward(
         grad_scale,
         norms,
         clipped,
-        flat(grad_x, 0),
+        grad_x,
         grad_h0,
         grad_c0,
         *(grads.get(kind, []) for kind in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")),

@@ -170,7 +170,10 @@ def finish_gradients(
     grads: Sequence[Tensor | None], weights: Sequence[Tensor], squares: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """In the dtypes of the weights; and the sums of squares of the biases, which no product takes."""
-    grads = [None if g is None else g.to(master.dtype) for g, master in zip(grads, weights, strict=True)]
+    grads = [
+        g if g is None or g.dtype == master.dtype else g.to(master.dtype)
+        for g, master in zip(grads, weights, strict=True)
+    ]
     for grad, total in zip(grads, squares, strict=True):
         if grad is not None and total is not None and grad.dim() == 1:
             ops.sum_of_squares([grad], [], total)

@@ -78,7 +78,7 @@ def flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
     return tensor.contiguous().flatten(rows_dim, -2)
 
 
-def shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
+def _shaped(tensor: Tensor, rows: torch.Size, rows_dim: int) -> Tensor:
     """What the operators wrote, in the caller's rows."""
     if len(rows) == 1:
         return tensor
@@ -164,9 +164,9 @@ def forward_outputs(
     save: bool,
     projects: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """y, h_n, c_n, cells, n_h and hidden for the operators to fill; the last three with rows in one dimension."""
+    """y, h_n, c_n, cells, n_h and hidden for the operators to fill."""
     num_directions, _, state_size = h0.shape
-    per_unit = (num_directions, math.prod(rows), hidden_size)
+    per_unit = (num_directions, *rows, hidden_size)
     # In its final shape: a function's output that is a view could not be modified in place.
     y = like.new_empty((*rows, num_directions * state_size))
     h_n = torch.empty_like(h0, memory_format=torch.contiguous_format)
@@ -222,14 +222,13 @@ def forward_stages(
         h_n,
         c_n,
         save,
-        cells,
-        n_h,
-        hidden,
+        flat(cells, 1),
+        flat(n_h, 1),
+        flat(hidden, 1),
         _workspace(backend, cell, h0, hidden_size, backward=False),
         _with_tf32(backend, plan, gates.dtype),
         chunk,
     )
-    cells, n_h, hidden = (None if t is None else shaped(t, rows, 1) for t in (cells, n_h, hidden))
     return Forward(y, h_n, c_n, gates if has_gates else None, cells, n_h, hidden), run
 
 
@@ -335,8 +334,8 @@ def backward_stages(
         chunk,
     )
     # Without need_h_prev the caller reads h_{t-1} from y; the reference always gives it.
-    grad_gates = shaped(grad_gates, rows, 1)
-    grad_n_h, grad_h, h_prev = (None if t is None else shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
+    grad_gates = _shaped(grad_gates, rows, 1)
+    grad_n_h, grad_h, h_prev = (None if t is None else _shaped(t, rows, 1) for t in (grad_n_h, grad_h, h_prev))
     filled = Backward(
         grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, h_prev if h_prev is not None else y, norms, clipped
     )

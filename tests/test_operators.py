@@ -252,7 +252,8 @@ def layer_backward_arguments(cell: str = "lstm") -> dict:
     ("cell", "changes", "message"),
     [
         ("lstm", {"x": lambda x: x.int()}, "x is int32, expected float32, float64, float16 or bfloat16"),
-        ("lstm", {"x": lambda x: x[None]}, "x has shape [1, 18, 7], expected [rows, input_size]"),
+        ("lstm", {"x": lambda x: x[0]}, "x has shape [7], expected [*rows, input_size]"),
+        ("lstm", {"x": lambda x: x.view(6, 3, 7)}, "y has shape [18, 10], expected [6, 3, 10]"),
         ("lstm", {"x": lambda x: x[:17]}, "x has 17 rows, expected a multiple of the batch size 3"),
         ("lstm", {"x": torch.randn(18, 14)[:, ::2]}, "x has strides [14, 2], expected a contiguous tensor"),
         ("lstm", {"h0": torch.randn(3, 3, 5)}, "h0 has shape [3, 3, 5], expected 1 or 2 directions"),

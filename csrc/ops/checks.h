@@ -73,6 +73,15 @@ inline ScalarKind scalar_kind(const char* name, const Tensor& tensor) {
   }
 }
 
+using Sizes = std::vector<int64_t>;
+
+// Those of one dimension after the other.
+inline Sizes joined(std::initializer_list<Sizes> parts) {
+  Sizes sizes;
+  for (const Sizes& part : parts) sizes.insert(sizes.end(), part.begin(), part.end());
+  return sizes;
+}
+
 // An argument by name; without a tensor it was not given.
 struct Argument {
   Argument(std::string name, const Tensor& tensor) : name(std::move(name)), tensor(&tensor) {}
@@ -103,20 +112,20 @@ class Arguments {
   ScalarType acc() const { return acc_; }
 
   // Address of a checked tensor, nullptr where it was not given.
-  const void* in(const Argument& argument, ScalarType dtype, std::initializer_list<int64_t> sizes) const {
+  const void* in(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     if (!argument.tensor) return nullptr;
     check(argument, dtype, sizes);
     return argument.tensor->const_data_ptr();
   }
-  void* out(const Argument& argument, ScalarType dtype, std::initializer_list<int64_t> sizes) const {
+  void* out(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     if (!argument.tensor) return nullptr;
     check(argument, dtype, sizes);
     return argument.tensor->mutable_data_ptr();
   }
 
   // One tensor per direction, or none where they are not `given`.
-  void in_list(const char* name, const std::vector<Tensor>& tensors, bool given, int64_t directions,
-               std::initializer_list<int64_t> sizes, const void* (&pointers)[kMaxDirections]) const {
+  void in_list(const char* name, const std::vector<Tensor>& tensors, bool given, int64_t directions, const Sizes& sizes,
+               const void* (&pointers)[kMaxDirections]) const {
     const int64_t expected = given ? directions : 0;
     if (static_cast<int64_t>(tensors.size()) != expected)
       fail(name, " has ", tensors.size(), " tensors, expected ", expected);
@@ -127,7 +136,7 @@ class Arguments {
 
   // As in_list, to write to; of any type.
   void out_list(const char* name, const std::vector<Tensor>& tensors, int64_t directions, ScalarType dtype,
-                std::initializer_list<int64_t> sizes, void* (&pointers)[kMaxDirections]) const {
+                const Sizes& sizes, void* (&pointers)[kMaxDirections]) const {
     if (!tensors.empty() && static_cast<int64_t>(tensors.size()) != directions)
       fail(name, " has ", tensors.size(), " tensors, expected ", directions, " or none");
     for (size_t d = 0; d < tensors.size(); ++d)
@@ -149,7 +158,7 @@ class Arguments {
   }
 
  private:
-  void check(const Argument& argument, ScalarType dtype, std::initializer_list<int64_t> sizes) const {
+  void check(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     const Tensor& tensor = *argument.tensor;
     const auto came = tensor.sizes();
     if (!std::equal(came.begin(), came.end(), sizes.begin(), sizes.end()))

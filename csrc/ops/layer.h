@@ -6,15 +6,21 @@
 
 namespace fastrnn::ops {
 
-// x [rows, I] leads; the hidden size is that of W_hh.
+inline Sizes row_sizes_of(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return Sizes(sizes.begin(), sizes.end() - 1);
+}
+
+// x [*rows, I] leads, and whatever has rows has x's, in one dimension or more; the hidden size is that of W_hh.
 inline Shape read_layer_shape(int64_t cell, const Tensor& x, const TensorList& w_hh, const TensorList& w_hr,
                               const Tensor& h0, const OptionalTensor& offsets, const OptionalTensor& norms) {
   Shape shape{};
   shape.cell = checked_enum("cell", cell, CellKind::kGru);
-  check_dim("x", x, 2, "[rows, input_size]");
+  if (x.dim() < 2) fail("x has shape ", list_text(x.sizes()), ", expected [*rows, input_size]");
   check_dim("h0", h0, 3, "[directions, batch, state_size]");
   shape.scalar = scalar_kind("x", x);
-  shape.rows = x.size(0);
+  shape.rows = 1;
+  for (const int64_t size : row_sizes_of(x)) shape.rows *= size;
   shape.directions = h0.size(0);
   if (shape.directions < 1 || shape.directions > 2)
     fail("h0 has shape ", list_text(h0.sizes()), ", expected 1 or 2 directions");
@@ -35,13 +41,14 @@ void layer_forward(int64_t cell, int64_t dropout_site, const Tensor& x, const Te
                    bool save, const OptionalTensor& gates, const OptionalTensor& cells, const OptionalTensor& n_h,
                    const OptionalTensor& hidden) {
   const Shape shape = read_layer_shape(cell, x, w_hh, w_hr, h0, offsets, /*norms=*/std::nullopt);
-  const int64_t D = shape.directions, H = shape.hidden_size, I = x.size(1), width = num_gates(shape.cell) * H;
+  const int64_t D = shape.directions, H = shape.hidden_size, I = x.size(x.dim() - 1), width = num_gates(shape.cell) * H;
+  const Sizes rows = row_sizes_of(x);
   const Arguments arguments("x", x);
   const ScalarType scalar = arguments.scalar();
-  cpu::LayerForwardParams params{read_forward(arguments, shape, dropout_site, w_hh, w_hr, h0, c0, mask, lengths,
+  cpu::LayerForwardParams params{read_forward(arguments, shape, rows, dropout_site, w_hh, w_hr, h0, c0, mask, lengths,
                                               offsets, y, h_n, c_n, save, cells, n_h, hidden)};
   params.input_size = I;
-  params.x = arguments.in({"x", x}, scalar, {shape.rows, I});
+  params.x = arguments.in({"x", x}, scalar, joined({rows, {I}}));
   arguments.in_list("w_ih", w_ih, true, D, {width, I}, params.w_ih);
   arguments.in_list("b_ih", b_ih, !b_ih.empty(), D, {width}, params.b_ih);
   arguments.in_list("b_hh", b_hh, !b_hh.empty(), D, {width}, params.b_hh);
@@ -51,7 +58,7 @@ void layer_forward(int64_t cell, int64_t dropout_site, const Tensor& x, const Te
   }
   const bool keeps_gates = save && num_gates(shape.cell) > 1;
   params.gates = arguments.out(Argument("gates", gates).exactly_if(keeps_gates, "an LSTM or GRU that saves"), scalar,
-                               {D, shape.rows, width});
+                               joined({{D}, rows, {width}}));
   run(params);
 }
 
@@ -67,20 +74,22 @@ void layer_backward(int64_t cell, int64_t dropout_site, const OptionalTensor& ga
                     const TensorList& grad_w_ih, const TensorList& grad_w_hh, const TensorList& grad_b_ih,
                     const TensorList& grad_b_hh, const TensorList& grad_w_hr, const OptionalTensor& squares) {
   const Shape shape = read_layer_shape(cell, x, w_hh, w_hr, h0, offsets, norms);
-  const int64_t D = shape.directions, H = shape.hidden_size, P = shape.state_size, I = x.size(1);
+  const int64_t D = shape.directions, H = shape.hidden_size, P = shape.state_size;
+  const int64_t I = x.size(x.dim() - 1);
+  const Sizes rows = row_sizes_of(x);
   const int64_t width = num_gates(shape.cell) * H;
   const bool projects = shape.cell == CellKind::kLstm && !w_hr.empty();
   const Arguments arguments("x", x);
   const ScalarType scalar = arguments.scalar(), acc = arguments.acc();
-  cpu::LayerBackwardParams params{read_backward(arguments, shape, dropout_site, gates, cells, n_h, y, w_hh, w_hr, h0,
-                                                c0, mask, lengths, offsets, grad_y, grad_h_n, grad_c_n, clip_mode,
+  cpu::LayerBackwardParams params{read_backward(arguments, shape, rows, dropout_site, gates, cells, n_h, y, w_hh, w_hr,
+                                                h0, c0, mask, lengths, offsets, grad_y, grad_h_n, grad_c_n, clip_mode,
                                                 clip_threshold, grad_scale, norms, clipped, grad_h0, grad_c0)};
   params.input_size = I;
-  params.x = arguments.in({"x", x}, scalar, {shape.rows, I});
+  params.x = arguments.in({"x", x}, scalar, joined({rows, {I}}));
   arguments.in_list("w_ih", w_ih, true, D, {width, I}, params.w_ih);
-  params.hidden =
-      arguments.in(Argument("hidden", hidden).exactly_if(projects, "an LSTM with w_hr"), scalar, {D, shape.rows, H});
-  params.grad_x = arguments.out({"grad_x", grad_x}, scalar, {shape.rows, I});
+  params.hidden = arguments.in(Argument("hidden", hidden).exactly_if(projects, "an LSTM with w_hr"), scalar,
+                               joined({{D}, rows, {H}}));
+  params.grad_x = arguments.out({"grad_x", grad_x}, scalar, joined({rows, {I}}));
   arguments.out_list("grad_w_ih", grad_w_ih, D, scalar, {width, I}, params.grad_w_ih);
   arguments.out_list("grad_w_hh", grad_w_hh, D, scalar, {width, P}, params.grad_w_hh);
   arguments.out_list("grad_b_ih", grad_b_ih, D, acc, {width}, params.grad_b_ih);

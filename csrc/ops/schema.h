@@ -19,8 +19,8 @@ inline constexpr const char* kRecurrenceBackwardSchema =
     "Tensor(f!) grad_h0, Tensor(g!)? grad_c0, Tensor(h!)? grad_bias, Tensor(i!)? h_prev, "
     "Tensor(j!)? workspace, str plan, int chunk=0, int stage=0) -> ()";
 
-// A layer on the CPU, its input projection included: what recurrence_forward does, from x [rows, I]. `gates` [D, rows, G*H] is
-// given to an LSTM or GRU that saves, and then holds the activated gates.
+// A layer on the CPU, its input projection included: what recurrence_forward does, from x [*rows, I]; rows may have one dimension or
+// more, everywhere the same. `gates` [D, *rows, G*H] is given to an LSTM or GRU that saves, and then holds the activated gates.
 inline constexpr const char* kLayerForwardSchema =
     "layer_forward(int cell, int dropout_site, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, "
     "Tensor[] w_hr, Tensor h0, Tensor? c0, Tensor? mask, Tensor? lengths, Tensor? offsets, Tensor(a!) y, "

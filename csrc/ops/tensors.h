@@ -154,12 +154,12 @@ inline Call read_call(const Arguments& arguments, const OptionalTensor& workspac
   return call;
 }
 
-// All but gates and b_hn.
-inline ForwardParams read_forward(const Arguments& arguments, const Shape& shape, int64_t dropout_site,
-                                  const TensorList& w_hh, const TensorList& w_hr, const Tensor& h0,
-                                  const OptionalTensor& c0, const OptionalTensor& mask, const OptionalTensor& lengths,
-                                  const OptionalTensor& offsets, const Tensor& y, const Tensor& h_n,
-                                  const OptionalTensor& c_n, bool save, const OptionalTensor& cells,
+// All but gates and b_hn. `row_sizes`: the dimensions of the rows, one or more.
+inline ForwardParams read_forward(const Arguments& arguments, const Shape& shape, const Sizes& row_sizes,
+                                  int64_t dropout_site, const TensorList& w_hh, const TensorList& w_hr,
+                                  const Tensor& h0, const OptionalTensor& c0, const OptionalTensor& mask,
+                                  const OptionalTensor& lengths, const OptionalTensor& offsets, const Tensor& y,
+                                  const Tensor& h_n, const OptionalTensor& c_n, bool save, const OptionalTensor& cells,
                                   const OptionalTensor& n_h, const OptionalTensor& hidden) {
   const auto [steps, batch, rows, H, P, D, kind, storage, chunk, stage] = shape;
   const int64_t G = num_gates(kind);
@@ -174,15 +174,16 @@ inline ForwardParams read_forward(const Arguments& arguments, const Shape& shape
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.y = arguments.out({"y", y}, scalar, {rows, D * P});
+  params.y = arguments.out({"y", y}, scalar, joined({row_sizes, {D * P}}));
   params.h_n = arguments.out({"h_n", h_n}, scalar, {D, batch, P});
   params.c_n = arguments.out(Argument("c_n", c_n).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.save = save;
-  params.cells =
-      arguments.out(Argument("cells", cells).exactly_if(save && lstm, "an LSTM that saves"), acc, {D, rows, H});
-  params.n_h = arguments.out(Argument("n_h", n_h).exactly_if(save && gru, "a GRU that saves"), scalar, {D, rows, H});
+  params.cells = arguments.out(Argument("cells", cells).exactly_if(save && lstm, "an LSTM that saves"), acc,
+                               joined({{D}, row_sizes, {H}}));
+  params.n_h = arguments.out(Argument("n_h", n_h).exactly_if(save && gru, "a GRU that saves"), scalar,
+                             joined({{D}, row_sizes, {H}}));
   params.hidden = arguments.out(Argument("hidden", hidden).exactly_if(save && projects, "an LSTM with w_hr that saves"),
-                                scalar, {D, rows, H});
+                                scalar, joined({{D}, row_sizes, {H}}));
   return params;
 }
 
@@ -196,19 +197,20 @@ void recurrence_forward(int64_t cell, int64_t dropout_site, const Tensor& gates,
   Shape shape = read_shape(cell, "gates", gates, w_hr, h0, offsets, /*norms=*/std::nullopt);
   read_stage(shape, "gates", gates, chunk, stage, lengths || offsets, !w_hr.empty());
   const Arguments arguments("gates", gates);
-  ForwardParams params = read_forward(arguments, shape, dropout_site, w_hh, w_hr, h0, c0, mask, lengths, offsets, y,
-                                      h_n, c_n, save, cells, n_h, hidden);
+  ForwardParams params = read_forward(arguments, shape, {shape.rows}, dropout_site, w_hh, w_hr, h0, c0, mask, lengths,
+                                      offsets, y, h_n, c_n, save, cells, n_h, hidden);
   const int64_t D = shape.directions, H = shape.hidden_size;
   params.gates = arguments.out({"gates", gates}, arguments.scalar(), {D, shape.rows, num_gates(shape.cell) * H});
   arguments.in_list("b_hn", b_hn, shape.cell == CellKind::kGru && !b_hn.empty(), D, {H}, params.b_hn);
   run(params, read_call(arguments, workspace, gates, plan));
 }
 
-// What backward reads, and the states' gradients.
-inline BackwardParams read_backward(const Arguments& arguments, const Shape& shape, int64_t dropout_site,
-                                    const OptionalTensor& gates, const OptionalTensor& cells, const OptionalTensor& n_h,
-                                    const Tensor& y, const TensorList& w_hh, const TensorList& w_hr, const Tensor& h0,
-                                    const OptionalTensor& c0, const OptionalTensor& mask, const OptionalTensor& lengths,
+// What backward reads, and the states' gradients. `row_sizes` as read_forward's.
+inline BackwardParams read_backward(const Arguments& arguments, const Shape& shape, const Sizes& row_sizes,
+                                    int64_t dropout_site, const OptionalTensor& gates, const OptionalTensor& cells,
+                                    const OptionalTensor& n_h, const Tensor& y, const TensorList& w_hh,
+                                    const TensorList& w_hr, const Tensor& h0, const OptionalTensor& c0,
+                                    const OptionalTensor& mask, const OptionalTensor& lengths,
                                     const OptionalTensor& offsets, const OptionalTensor& grad_y,
                                     const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, int64_t clip_mode,
                                     double clip_threshold, const OptionalTensor& grad_scale,
@@ -221,19 +223,19 @@ inline BackwardParams read_backward(const Arguments& arguments, const Shape& sha
   BackwardParams params{};
   params.shape = shape;
   params.dropout_site = checked_enum("dropout_site", dropout_site, DropoutSite::kCandidate);
-  params.gates =
-      arguments.in(Argument("gates", gates).exactly_if(lstm || gru, "an LSTM or GRU"), scalar, {D, rows, G * H});
-  params.cells = arguments.in(Argument("cells", cells).exactly_if(lstm, "an LSTM"), acc, {D, rows, H});
-  params.n_h = arguments.in(Argument("n_h", n_h).exactly_if(gru, "a GRU"), scalar, {D, rows, H});
-  params.y = arguments.in({"y", y}, scalar, {rows, D * P});
+  params.gates = arguments.in(Argument("gates", gates).exactly_if(lstm || gru, "an LSTM or GRU"), scalar,
+                              joined({{D}, row_sizes, {G * H}}));
+  params.cells = arguments.in(Argument("cells", cells).exactly_if(lstm, "an LSTM"), acc, joined({{D}, row_sizes, {H}}));
+  params.n_h = arguments.in(Argument("n_h", n_h).exactly_if(gru, "a GRU"), scalar, joined({{D}, row_sizes, {H}}));
+  params.y = arguments.in({"y", y}, scalar, joined({row_sizes, {D * P}}));
   arguments.in_list("w_hh", w_hh, true, D, {G * H, P}, params.w_hh);
   arguments.in_list("w_hr", w_hr, projects, D, {P, H}, params.w_hr);
   params.h0 = arguments.in({"h0", h0}, scalar, {D, batch, P});
   params.c0 = arguments.in(Argument("c0", c0).exactly_if(lstm, "an LSTM"), scalar, {D, batch, H});
   params.mask = read_mask(arguments, mask, params.dropout_site, shape);
   std::tie(params.lengths, params.offsets) = read_ragged(arguments, lengths, offsets, shape);
-  params.grad_y = shape.is_stack() ? arguments.in({"grad_y", grad_y}, scalar, {D, rows, P})
-                                   : arguments.in({"grad_y", grad_y}, scalar, {rows, D * P});
+  params.grad_y = shape.is_stack() ? arguments.in({"grad_y", grad_y}, scalar, joined({{D}, row_sizes, {P}}))
+                                   : arguments.in({"grad_y", grad_y}, scalar, joined({row_sizes, {D * P}}));
   params.grad_h_n = arguments.in({"grad_h_n", grad_h_n}, scalar, {D, batch, P});
   if (!lstm) Argument("grad_c_n", grad_c_n).exactly_if(false, "an LSTM");
   params.grad_c_n = arguments.in({"grad_c_n", grad_c_n}, scalar, {D, batch, H});
@@ -266,9 +268,9 @@ void recurrence_backward(int64_t cell, int64_t dropout_site, const OptionalTenso
   Shape shape = read_shape(cell, "grad_gates", grad_gates, w_hr, h0, offsets, norms);
   read_stage(shape, "grad_gates", grad_gates, chunk, stage, lengths || offsets, !w_hr.empty());
   const Arguments arguments("grad_gates", grad_gates);
-  BackwardParams params = read_backward(arguments, shape, dropout_site, gates, cells, n_h, y, w_hh, w_hr, h0, c0, mask,
-                                        lengths, offsets, grad_y, grad_h_n, grad_c_n, clip_mode, clip_threshold,
-                                        grad_scale, norms, clipped, grad_h0, grad_c0);
+  BackwardParams params = read_backward(arguments, shape, {shape.rows}, dropout_site, gates, cells, n_h, y, w_hh, w_hr,
+                                        h0, c0, mask, lengths, offsets, grad_y, grad_h_n, grad_c_n, clip_mode,
+                                        clip_threshold, grad_scale, norms, clipped, grad_h0, grad_c0);
   const auto [steps, batch, rows, H, P, D, kind, storage, chunk_, stage_] = shape;
   const ScalarType scalar = arguments.scalar();
   const bool gru = kind == CellKind::kGru, projects = kind == CellKind::kLstm && !w_hr.empty();
