@@ -30,7 +30,6 @@ class InputProjection {
     const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
     steps_ = (rows_wanted + group_rows - 1) / group_rows;
     if (steps_ > s.steps) steps_ = s.steps;
-    group_rows_ = group_rows;
     gate_stride_ = unit_vectors * kLanes;
     row_stride_ = padded_stride<Scalar>(num_gates_ * gate_stride_);
     x_stride_ = padded_stride<Element>(p.input_size);
@@ -112,7 +111,7 @@ class InputProjection {
 
   const LayerForwardParams* p_ = nullptr;
   int num_gates_ = 1, width_ = 1;
-  int64_t steps_ = 1, group_rows_ = 1;
+  int64_t steps_ = 1;
   int64_t gate_stride_ = 0, row_stride_ = 0, x_stride_ = 0, bias_stride_ = 0;
   int64_t gates_at_ = 0, products_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;
