@@ -35,6 +35,10 @@ enum class ClipMode : int { kNone = 0, kNorm = 1, kValue = 2 };
 
 enum class ScalarKind : int { kFloat = 0, kDouble = 1, kHalf = 2, kBfloat16 = 3 };
 
+constexpr int64_t bytes_of(ScalarKind scalar) {
+  return scalar == ScalarKind::kDouble ? 8 : scalar == ScalarKind::kFloat ? 4 : 2;
+}
+
 struct Shape {
   int64_t steps;        // T
   int64_t batch;        // B

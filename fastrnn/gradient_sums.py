@@ -1,6 +1,6 @@
 """Sums of squares that backward takes of the weight gradients it makes, kept for a clip that trusts them.
 
-Backward takes them as it makes a gradient (products.weight_gradient), once a clip has said that it wants them. An entry counts only while
+Backward takes them as it makes a gradient (products.weight_gradient, csrc/cpu/layer.cpp), once a clip has said that it wants them. An entry counts only while
 the tensor asked about is still the one that backward made: the same storage (held weakly, never by address), offset, version,
 shape and strides.
 """

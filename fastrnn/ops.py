@@ -71,7 +71,7 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
+def _flat(tensor: Tensor | None, rows_dim: int) -> Tensor | None:
     """The operators take rows in one dimension, padded or packed. A view where the tensor is contiguous."""
     if tensor is None:
         return None
@@ -222,9 +222,9 @@ def forward_stages(
         h_n,
         c_n,
         save,
-        flat(cells, 1),
-        flat(n_h, 1),
-        flat(hidden, 1),
+        _flat(cells, 1),
+        _flat(n_h, 1),
+        _flat(hidden, 1),
         _workspace(backend, cell, h0, hidden_size, backward=False),
         _with_tf32(backend, plan, gates.dtype),
         chunk,
@@ -296,10 +296,10 @@ def backward_stages(
         operator(backend, "recurrence_backward"),
         CELLS.index(cell),
         DROPOUT_SITES.index(dropout_site),
-        flat(gates, 1),
-        flat(forward.cells, 1),
-        flat(forward.n_h, 1),
-        flat(y, 0),
+        _flat(gates, 1),
+        _flat(forward.cells, 1),
+        _flat(forward.n_h, 1),
+        _flat(y, 0),
         [w.contiguous() for w in w_hh],
         [w.contiguous() for w in w_hr],
         h0.contiguous(),
@@ -307,7 +307,7 @@ def backward_stages(
         contiguous(mask),
         contiguous(lengths),
         contiguous(offsets),
-        flat(grad_y, 1 if chunk > 0 else 0),
+        _flat(grad_y, 1 if chunk > 0 else 0),
         contiguous(grad_h_n),
         contiguous(grad_c_n),
         CLIP_MODES.index(clip_mode),

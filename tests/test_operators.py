@@ -141,7 +141,7 @@ def test_forward_refuses(cell, changes, message):
         (None, [0, 2, 5, 8, 10, 11], "offsets gives step 1 the rows from 2 to 5 of 12, expected at most 2 rows"),
         (None, [0, 3, 2, 4, 6, 8], "offsets gives step 1 the rows from 3 to 2 of 12"),
         (None, [0, 3, 2**62, -(2**62), 10, 11], "offsets gives step 1 the rows from 3 to 4611686018427387904 of 12"),
-        (None, [], "gates has 12 rows, but offsets has no steps"),
+        (None, [], "there are 12 rows, but offsets has no steps"),
     ],
 )
 def test_forward_refuses_offsets_that_lead_outside(lengths, offsets, message):

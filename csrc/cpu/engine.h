@@ -16,6 +16,7 @@ void layer_backward(const LayerBackwardParams& params, int num_threads);
 
 // What layer_forward is made of: the recurrence, which multiplies its input by itself where that is given.
 void forward(const LayerForwardParams& params, int num_threads);
+int threads_of_forward(const LayerForwardParams& params, int num_threads);  // that it would use
 
 // "avx512_bf16", "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA
 // asks for. Throws std::runtime_error, naming what the CPU has, where the variable asks for what it cannot run.

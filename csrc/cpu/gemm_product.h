@@ -112,9 +112,9 @@ class Product final : public TeamJob {
     own_b_size_ = blocks_.share_b ? 0 : b_panel;
     thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
     const int64_t size = bias_size + shared_size + num_threads * thread_size_;
-    takes_squares_ = p_.parts[0].squares || (p_.count > 1 && p_.parts[1].squares);
+    const bool takes_squares = p_.parts[0].squares || (p_.count > 1 && p_.parts[1].squares);
     const int64_t num_tiles = ceil_div(p_.m, kTileRows) * num_column_tiles();
-    const int64_t squares_size = takes_squares_ ? round_up(num_tiles, 8) : 0;  // whole cache lines
+    const int64_t squares_size = takes_squares ? round_up(num_tiles, 8) : 0;  // whole cache lines
     workspace_.allocate(squares_size * static_cast<int64_t>(sizeof(double)) + size * static_cast<int64_t>(sizeof(Acc)));
     squares_ = workspace_.as<double>();
     Acc* const memory = reinterpret_cast<Acc*>(squares_ + squares_size);
@@ -256,8 +256,7 @@ class Product final : public TeamJob {
   int64_t num_threads_ = 1;
   Buffer workspace_;
   double* squares_ = nullptr;  // [row tiles, column tiles]: sums of squares, if they are asked for
-  bool takes_squares_ = false;
-  Acc* bias_ = nullptr;  // [columns] as accumulators, padded to whole tiles; nullptr: none
+  Acc* bias_ = nullptr;        // [columns] as accumulators, padded to whole tiles; nullptr: none
   Factor* shared_b_ = nullptr;
   Factor* thread_memory_ = nullptr;  // for each thread: a strip of a, a panel of b, a tile
   int64_t thread_size_ = 0, a_size_ = 0, own_b_size_ = 0;

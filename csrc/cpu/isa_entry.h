@@ -34,6 +34,21 @@ void run(const Params& params, int num_threads, int64_t l2_bytes) {
 #endif
 }
 
+// Of every type but double; the file of AVX512-BF16 has bfloat16 alone.
+#if defined(FASTRNN_AVX512_BF16)
+using FactorOfFloats = FactorOf<Bfloat16>::type;
+#else
+using FactorOfFloats = float;
+#endif
+
+int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
+  const Shape& s = params.shape;
+  return s.scalar == ScalarKind::kDouble
+             ? split_of_step<double>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads).threads()
+             : split_of_step<FactorOfFloats>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads)
+                   .threads();
+}
+
 void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
   run<Forward>(params, num_threads, l2_bytes);
 }

@@ -8,8 +8,6 @@
 namespace fastrnn::cpu {
 namespace {
 
-int64_t bytes_of(ScalarKind scalar) { return scalar == ScalarKind::kDouble ? 8 : scalar == ScalarKind::kFloat ? 4 : 2; }
-
 // Addresses of elements of one storage type; nullptr stays.
 class Elements {
  public:
@@ -59,11 +57,12 @@ JointMatmulParams::Part previous_states(const LayerBackwardParams& p, int64_t d)
     return part;
   }
   const void* const h0 = at(p.h0, d * s.batch * P);
+  const int64_t first = s.rows > 0 ? s.batch : 0;  // rows that have h0 for h_{t-1}
   if (d == 0) {
-    part.b = h0, part.b_row = P, part.split = s.batch;
+    part.b = h0, part.b_row = P, part.split = first;
     part.tail = p.y, part.tail_row = y_row;
   } else {
-    part.b = at(p.y, s.batch * y_row + P), part.b_row = y_row, part.split = s.rows - s.batch;
+    part.b = at(p.y, first * y_row + P), part.b_row = y_row, part.split = s.rows - first;
     part.tail = h0, part.tail_row = P;
   }
   return part;
@@ -142,12 +141,22 @@ void copy_bias_gradients(const LayerBackwardParams& p, int64_t d) {
   if (gru) std::memcpy(static_cast<char*>(p.grad_b_hh[d]) + 2 * unit, sums + 3 * unit, unit);
 }
 
+// Whether the recurrence multiplies its input by itself: not for fewer rows than packing W_ih is worth, and not where it keeps half
+// of the threads idle that a product by itself would use (one sample, or few units, of many features).
+bool projects_inside(const LayerForwardParams& p, int num_threads) {
+  constexpr int64_t kFewRows = 12;
+  constexpr int64_t kProductsPerThread = 200'000;  // as useful_threads (gemm_blocks.h)
+  const Shape& s = p.shape;
+  if (s.rows <= kFewRows) return false;
+  const int64_t useful = s.rows * num_gates(s.cell) * s.hidden_size * p.input_size / kProductsPerThread;
+  return 2 * threads_of_forward(p, num_threads) > (useful < num_threads ? useful : num_threads);
+}
+
 }  // namespace
 
 void layer_forward(const LayerForwardParams& params, int num_threads) {
-  constexpr int64_t kFewRows = 12;  // fewer than packing W_ih is worth
   const Shape& s = params.shape;
-  if (s.rows > kFewRows) return forward(params, num_threads);
+  if (projects_inside(params, num_threads)) return forward(params, num_threads);
   LayerForwardParams projected = params;
   Buffer gates;
   if (!params.gates) {

@@ -1,4 +1,5 @@
-// The large matrix products of the CPU engine: input projection, weight gradients, input gradient.
+// The large matrix products of the CPU engine: weight gradients, input gradient, and an input projection that the recurrence does not
+// do by itself.
 #pragma once
 
 #include "../params.h"
@@ -26,7 +27,8 @@ struct MatmulParams {
 void matmul(const MatmulParams& params, int num_threads);
 
 // Up to two products with the same a, which is packed once, each out = a b. Unlike MatmulParams' b, one here may be two matrices,
-// one under the other: its rows from `split` on are those of `tail`. Where bfloat16 is multiplied in pairs (factors.h), `split` has to
+// one under the other: its rows from `split` on are those of `tail`. 0 <= split <= k. A product with 12 rows or columns at most is done
+// half by half, and what is stored in 16 bits is then rounded twice. Where bfloat16 is multiplied in pairs (factors.h), `split` has to
 // be even or k.
 struct JointMatmulParams {
   struct Part {

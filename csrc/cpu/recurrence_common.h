@@ -84,6 +84,16 @@ constexpr CellTraits traits_of() {
   return {Cell::kGates, Cell::kHasCell, Cell::kHasExtra};
 }
 
+// How threads share the recurrent product: `num_outputs` outputs of `num_gates` vectors each, from `num_k` numbers.
+template <typename Factor>
+Split split_of_step(const Shape& shape, int64_t num_outputs, int num_gates, int64_t num_k, int64_t l2_bytes,
+                    int num_threads) {
+  return choose_split(
+      {shape.directions, shape.steps, shape.batch, lines_of(num_vectors<typename AccOf<Factor>::type>(num_outputs)),
+       num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes},
+      num_threads);
+}
+
 // A call: packs the weights and runs each direction. Scratch memory is laid out by the samples' places in the batch's order, so
 // that a row group's rows are neighbours.
 template <typename Factor>
@@ -113,12 +123,10 @@ class Recurrence : public TeamJob {
   // When every thread has run direction d.
   virtual void finish(int64_t d, const Member& member) = 0;
 
-  // Divides the work. The recurrent product: `num_outputs` outputs of `num_gates` vectors each, from `num_k` numbers.
+  // Divides the work; the recurrent product is that of split_of_step.
   void share(int num_threads, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs, int num_gates,
              int64_t num_k) {
-    split_ = choose_split({shape_.directions, shape_.steps, shape_.batch, lines_of(num_vectors<Acc>(num_outputs)),
-                           num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes_},
-                          num_threads);
+    split_ = split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads);
     batch_.emplace(shape_, lengths, offsets, split_.row_groups);
     group_rows_ = shape_.batch / split_.row_groups + 1;
     hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);

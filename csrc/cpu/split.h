@@ -26,6 +26,7 @@ struct Split {
   int unit_groups = 1;
 
   int team_size() const { return row_groups * unit_groups; }
+  int threads() const { return direction_teams * team_size(); }
 };
 
 // Where a thread stands in a split.

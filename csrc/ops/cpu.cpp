@@ -1,6 +1,8 @@
 // The operators on the CPU.
 #include <torch/csrc/stable/ops.h>
 
+#include <new>
+
 #include "../cpu/engine.h"
 #include "../cpu/norms.h"
 #include "../cpu/pages.h"
@@ -13,8 +15,6 @@ namespace {
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-int64_t bytes_of(ScalarKind scalar) { return scalar == ScalarKind::kDouble ? 8 : scalar == ScalarKind::kFloat ? 4 : 2; }
-
 void prepare_outputs(const ForwardParams& params) {
   const Shape& s = params.shape;
   const int64_t acc_bytes = s.scalar == ScalarKind::kDouble ? 8 : 4;
@@ -22,6 +22,7 @@ void prepare_outputs(const ForwardParams& params) {
   cpu::prefer_huge_pages(params.cells, s.rows * s.directions * s.hidden_size * acc_bytes);
 }
 
+// recurrence_forward and recurrence_backward, as on a GPU. fastrnn's modules run whole layers here.
 void forward(const ForwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
   if (params.shape.is_stack()) fail("chunk is ", params.shape.chunk, ", but the CPU backend runs one layer at a time");
@@ -38,13 +39,18 @@ void layer(const cpu::LayerForwardParams& params) {
 
 void layer_gradients(const cpu::LayerBackwardParams& params) {
   const Shape& s = params.shape;
+  const int64_t gate_bytes = s.directions * s.rows * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
   cpu::prefer_huge_pages(params.grad_x, s.rows * params.input_size * bytes_of(s.scalar));
   for (int64_t d = 0; d < s.directions; ++d) {
     const int64_t bytes = num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
     cpu::prefer_huge_pages(params.grad_w_ih[d], params.input_size * bytes);
     cpu::prefer_huge_pages(params.grad_w_hh[d], s.state_size * bytes);
   }
-  cpu::layer_backward(params, num_threads());
+  try {
+    cpu::layer_backward(params, num_threads());
+  } catch (const std::bad_alloc&) {
+    fail("out of memory in backward: the gradients of the gates take ", gate_bytes, " bytes");
+  }
 }
 
 void backward(const BackwardParams& params, const Call& call) {

@@ -4,7 +4,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -108,7 +107,7 @@ inline void check_packed_values(const int64_t* offsets, const int64_t* lengths, 
       fail("lengths[", b, "] is ", lengths[b], " after ", lengths[b - 1],
            ", expected falling lengths in a packed batch");
   if (shape.steps > 0 && offsets[0] != 0) fail("offsets[0] is ", offsets[0], ", expected 0");
-  if (shape.steps == 0 && shape.rows != 0) fail("gates has ", shape.rows, " rows, but offsets has no steps");
+  if (shape.steps == 0 && shape.rows != 0) fail("there are ", shape.rows, " rows, but offsets has no steps");
   int64_t running = shape.batch;
   for (int64_t t = 0; t < shape.steps; ++t) {
     const int64_t end = t + 1 < shape.steps ? offsets[t + 1] : shape.rows;

@@ -237,7 +237,8 @@ void check_joint(const Case& c) {
   p.m = c.m, p.k = c.k, p.a = a.data(), p.a_row = a.row_step, p.a_col = a.column_step, p.scalar = F::kind;
   p.num_parts = num_parts;
   for (int i = 0; i < num_parts; ++i) {
-    const int64_t n = i ? pick(1, 70) : c.n, split = pick(0, 2) ? pick(0, c.k / 2) * 2 : c.k;
+    const int64_t n = i ? pick(1, 70) : c.n, half = pick(0, 2) ? pick(0, c.k) : c.k;
+    const int64_t split = F::kind == ScalarKind::kBfloat16 && half < c.k ? half / 2 * 2 : half;
     parts.push_back({n, split, Matrix<Scalar>(split, n, true, c.extra), Matrix<Scalar>(c.k - split, n, true, i),
                      Matrix<Scalar>(c.m, n, true, 0)});
   }
