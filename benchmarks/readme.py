@@ -120,9 +120,9 @@ def _speed_files() -> list[Path]:
 
 
 def _pictures() -> list[Path]:
-    """Of the CPU the first by name, which is a part of the others; all others, as of a GPU; none of training."""
+    """Of the CPU that of the headline suites, else the first by name; all others, as of a GPU; none of training."""
     found = sorted(p for p in RESULTS.rglob("*.png") if not p.name.startswith("training"))
-    of_cpu = [picture for picture in found if picture.name.startswith("cpu")]
+    of_cpu = sorted((p for p in found if p.name.startswith("cpu")), key=lambda p: "headline" not in p.name)
     return of_cpu[:1] + [picture for picture in found if picture not in of_cpu]
 
 
