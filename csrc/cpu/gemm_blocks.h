@@ -17,7 +17,6 @@ constexpr int64_t even_part(int64_t whole, int64_t limit, int64_t unit) {
 
 // Threads that are worth waking for so many multiplications.
 constexpr int64_t useful_threads(int64_t products, int64_t num_threads) {
-  constexpr int64_t kProductsPerThread = 200'000;  // some 5 microseconds, about what waking and meeting takes
   return most(1, least(num_threads, products / kProductsPerThread));
 }
 

@@ -7,8 +7,6 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-constexpr int64_t kFew = 12;
-
 template <typename Scalar>
 class ThinProduct final : public TeamJob {
   using Acc = typename AccOf<Scalar>::type;

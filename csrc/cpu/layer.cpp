@@ -144,10 +144,8 @@ void copy_bias_gradients(const LayerBackwardParams& p, int64_t d) {
 // Whether the recurrence multiplies its input by itself: not for fewer rows than packing W_ih is worth, and not where it keeps half
 // of the threads idle that a product by itself would use (one sample, or few units, of many features).
 bool projects_inside(const LayerForwardParams& p, int num_threads) {
-  constexpr int64_t kFewRows = 12;
-  constexpr int64_t kProductsPerThread = 200'000;  // as useful_threads (gemm_blocks.h)
   const Shape& s = p.shape;
-  if (s.rows <= kFewRows) return false;
+  if (s.rows <= kFew) return false;
   const int64_t useful = s.rows * num_gates(s.cell) * s.hidden_size * p.input_size / kProductsPerThread;
   return 2 * threads_of_forward(p, num_threads) > (useful < num_threads ? useful : num_threads);
 }

@@ -6,6 +6,9 @@
 
 namespace fastrnn::cpu {
 
+constexpr int64_t kFew = 12;  // rows or columns up to which packing the other operand is not worth its time
+constexpr int64_t kProductsPerThread = 200'000;  // that a thread is worth waking for: some 5 microseconds
+
 // out = a b (+ out) (+ each bias, broadcast over rows). Strides in elements; either stride of a matrix is 1.
 struct MatmulParams {
   int64_t m, n, k;
@@ -27,7 +30,7 @@ struct MatmulParams {
 void matmul(const MatmulParams& params, int num_threads);
 
 // Up to two products with the same a, which is packed once, each out = a b. Unlike MatmulParams' b, one here may be two matrices,
-// one under the other: its rows from `split` on are those of `tail`. 0 <= split <= k. A product with 12 rows or columns at most is done
+// one under the other: its rows from `split` on are those of `tail`. 0 <= split <= k. A product with kFew rows or columns at most is done
 // half by half, and what is stored in 16 bits is then rounded twice. Where bfloat16 is multiplied in pairs (factors.h), `split` has to
 // be even or k.
 struct JointMatmulParams {
