@@ -7,6 +7,7 @@ what was built, for what, and what is here.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in fastrnn's checkout)"
 
 # What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
-ARGUMENTS = "884de981fd90"
+ARGUMENTS = "34d44e839660"
 
 _why_not: dict[str, str] = {}
 
@@ -68,7 +69,7 @@ def _built_and_here(info: BuildInfo) -> str:
 
 
 def arguments_digest() -> str:
-    """Of the names of all arguments of the operators that are loaded."""
+    """Of the names of all arguments of the operators that are loaded, and of the function beside them (csrc/ops/inference.cpp)."""
     text = ""
     for name in (
         "recurrence_forward",
@@ -80,6 +81,10 @@ def arguments_digest() -> str:
     ):
         operator = getattr(torch.ops.fastrnn, name, None)
         text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "
+    try:
+        text += str(importlib.import_module("fastrnn._ops_cpu").run.__doc__)
+    except ImportError:
+        pass  # not those of these Python files, whatever they are
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

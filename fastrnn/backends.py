@@ -87,6 +87,11 @@ def check_plans() -> None:
     _checked_plans = (plans, wavefront)
 
 
+def may_be_cpu() -> bool:
+    """Whether :func:`resolve` says "cpu" of tensors there."""
+    return _chosen in ("auto", "cpu") and _library.is_loaded("cpu")
+
+
 def resolve(device: torch.device) -> str:
     """The backend that runs on tensors of this device: "cuda", "cpu", "emulated" or "reference".
 

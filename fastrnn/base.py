@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import backends, batches, recording, wavefronts
+from fastrnn import backends, batches, inference, recording, wavefronts
 from fastrnn.apply import is_transformed, run_layer
 from fastrnn.batches import Batch
 from fastrnn.functions import GRUFunction, LSTMFunction, Options, RNNFunction
@@ -424,6 +424,10 @@ class RNNBase(nn.RNNBase):
         Raises:
             ValueError, TypeError, RuntimeError: in torch.nn's words; lengths beyond the sequence are named one by one.
         """
+        if not torch.compiler.is_dynamo_compiling() and lengths is None and not torch.is_grad_enabled():
+            result = inference.run(self, input, hx)
+            if result is not None:
+                return result
         output, final = self._forward(input, hx, lengths)
         return output, (final[0] if len(final) == 1 else tuple(final))
 

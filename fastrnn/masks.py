@@ -21,6 +21,9 @@ class Masks:
         self._held: dict[str, Tensor] | None = None
         self._held_batch: int | None = None
 
+    def are_held(self) -> bool:
+        return self._held is not None
+
     def check_batch(self, size: int) -> None:
         """Called by each forward with its batch size.
 

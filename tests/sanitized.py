@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,13 +34,19 @@ FLAGS = (
 def sources() -> list[Path]:
     """Those of fastrnn._ops_cpu, the longest first."""
     csrc = build.ROOT / "csrc"
-    found = [csrc / "ops" / "schema.cpp", csrc / "ops" / "cpu.cpp", *csrc.glob("cpu/*.cpp")]
+    found = [
+        csrc / "ops" / "schema.cpp",
+        csrc / "ops" / "cpu.cpp",
+        csrc / "ops" / "inference.cpp",
+        *csrc.glob("cpu/*.cpp"),
+    ]
     return sorted(found, key=lambda path: (not path.name.startswith("isa_"), path))
 
 
 def compile_one(source: Path, folder: Path) -> Path:
     torch_flags = ["-isystem", f"{Path(torch.__file__).parent}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     common = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{build.ROOT / 'csrc'}"]
+    common += ["-isystem", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030A0000"]
     return build.compile_object(source, folder, [*common, *torch_flags, *FLAGS])
 
 

@@ -127,13 +127,17 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     h_next_ = exchange_[0];
     for (int64_t i = 0; i < group_.count; ++i) {
       Acc* const h = h_ + i * state_stride_;
-      load_row(h, typed<Scalar>(p_.h0) + state_row(i) * s_.state_size, outputs_, s_.state_size);
+      load_row(h, initial(p_.h0, i, s_.state_size), outputs_, s_.state_size);
       for_each_vector<Acc>(outputs_, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         publish(i, j, load(h + j, Whole{}), lanes);
       });
-      if (cell_.has_cell)
-        load_row(c_ + i * hidden_stride_, typed<Scalar>(p_.c0) + state_row(i) * s_.hidden_size, units_, s_.hidden_size);
+      if (cell_.has_cell) load_row(c_ + i * hidden_stride_, initial(p_.c0, i, s_.hidden_size), units_, s_.hidden_size);
     }
+  }
+
+  // Sample i's row of h0 or c0; nullptr: zeros.
+  const Scalar* initial(const void* states, int64_t i, int64_t size) const {
+    return states ? typed<Scalar>(states) + state_row(i) * size : nullptr;
   }
 
   // Into the exchange goes h as the product sees it: rounded to storage, masked, rounded again.

@@ -6,6 +6,7 @@
 #include "../cpu/engine.h"
 #include "../cpu/norms.h"
 #include "../cpu/pages.h"
+#include "cpu.h"
 #include "layer.h"
 #include "norms.h"
 #include "tensors.h"
@@ -28,13 +29,6 @@ void forward(const ForwardParams& params, const Call& call) {
   if (params.shape.is_stack()) fail("chunk is ", params.shape.chunk, ", but the CPU backend runs one layer at a time");
   prepare_outputs(params);
   cpu::recurrence_forward(params, num_threads());
-}
-
-void layer(const cpu::LayerForwardParams& params) {
-  const Shape& s = params.shape;
-  prepare_outputs(params);
-  cpu::prefer_huge_pages(params.gates, s.rows * s.directions * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar));
-  cpu::layer_forward(params, num_threads());
 }
 
 void layer_gradients(const cpu::LayerBackwardParams& params) {
@@ -69,12 +63,20 @@ void norm(const NormParams& params, int32_t) { cpu::sum_of_squares(params, num_t
 void clip_to(const ClipParams& params, int32_t) { cpu::clip(params, num_threads()); }
 
 }  // namespace
+
+void run_layer(const cpu::LayerForwardParams& params) {
+  const Shape& s = params.shape;
+  prepare_outputs(params);
+  cpu::prefer_huge_pages(params.gates, s.rows * s.directions * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar));
+  cpu::layer_forward(params, num_threads());
+}
+
 }  // namespace fastrnn::ops
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
   m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
-  m.impl("layer_forward", TORCH_BOX(&fastrnn::ops::layer_forward<fastrnn::ops::layer>));
+  m.impl("layer_forward", TORCH_BOX(&fastrnn::ops::layer_forward<fastrnn::ops::run_layer>));
   m.impl("layer_backward", TORCH_BOX(&fastrnn::ops::layer_backward<fastrnn::ops::layer_gradients>));
   m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
   m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));

@@ -1,0 +1,16 @@
+from torch import Tensor
+
+def initialize(tensor: type, parameter: type, /) -> bool: ...
+def run(
+    cell: int,
+    layers: int,
+    directions: int,
+    x: Tensor,
+    weights: list[Tensor | None],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    y: Tensor,
+    h_n: Tensor,
+    c_n: Tensor | None,
+    /,
+) -> bool: ...
