@@ -6,6 +6,7 @@ what was built, for what, and what is here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 from pathlib import Path
@@ -81,10 +82,8 @@ def arguments_digest() -> str:
     ):
         operator = getattr(torch.ops.fastrnn, name, None)
         text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "
-    try:
+    with contextlib.suppress(ImportError):  # then it is not of these Python files, whatever it is
         text += str(importlib.import_module("fastrnn._ops_cpu").run.__doc__)
-    except ImportError:
-        pass  # not those of these Python files, whatever they are
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -172,8 +172,8 @@ def test_transforms_and_autocast_go_the_other_way(taken):
             torch.vmap(lambda one: rnn(one)[0])(x)
         with torch.autocast("cpu", torch.bfloat16):
             assert rnn(x[0])[0].dtype == torch.bfloat16
-        traced = torch.jit.trace(lambda one: rnn(one)[0], x[0], check_trace=False)
-        assert "layer_forward" in str(traced.graph)
+        traced = torch.jit.trace(rnn, (x[0],), check_trace=False)
+        assert "layer_forward" in str(traced.inlined_graph)
         with torch.autograd.forward_ad.dual_level():
             rnn(x[0])
     assert taken == []
