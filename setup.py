@@ -148,7 +148,7 @@ def extensions(torch: Any, cuda: Cuda) -> list[Extension]:
     result = [
         Extension(
             "fastrnn._ops_cpu",
-            sources("ops/schema.cpp", "ops/cpu.cpp", "ops/inference.cpp", "cpu/*.cpp"),
+            sources("ops/schema.cpp", "ops/cpu.cpp", "ops/python.cpp", "cpu/*.cpp"),
             extra_compile_args={"cxx": [*stable, "-fopenmp"]},
             extra_link_args=[] if shares_openmp else ["-fopenmp"],
             libraries=["torch_cpu"],

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in fastrnn's checkout)"
 
 # What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
-ARGUMENTS = "34d44e839660"
+ARGUMENTS = "d2cdd2d6c1fc"
 
 _why_not: dict[str, str] = {}
 
@@ -70,7 +70,7 @@ def _built_and_here(info: BuildInfo) -> str:
 
 
 def arguments_digest() -> str:
-    """Of the names of all arguments of the operators that are loaded, and of the function beside them (csrc/ops/inference.cpp)."""
+    """Of the names of all arguments of the operators that are loaded, and of the function beside them (csrc/ops/python.cpp)."""
     text = ""
     for name in (
         "recurrence_forward",
@@ -83,7 +83,7 @@ def arguments_digest() -> str:
         operator = getattr(torch.ops.fastrnn, name, None)
         text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "
     with contextlib.suppress(ImportError):  # then it is not of these Python files, whatever it is
-        text += str(importlib.import_module("fastrnn._ops_cpu").run.__doc__)
+        text += str(importlib.import_module("fastrnn._ops_cpu").run_network.__doc__)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

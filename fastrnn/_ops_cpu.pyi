@@ -1,7 +1,9 @@
+from typing import Any
+
 from torch import Tensor
 
 def initialize(tensor: type, parameter: type, /) -> bool: ...
-def run(
+def run_network(
     cell: int,
     layers: int,
     directions: int,
@@ -14,3 +16,5 @@ def run(
     c_n: Tensor | None,
     /,
 ) -> bool: ...
+def layer_forward(*arguments: Any) -> bool: ...
+def layer_backward(*arguments: Any) -> bool: ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._autograd import _profiler_enabled
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
@@ -19,6 +21,17 @@ def is_transformed() -> bool:
     )
 
 
+def is_watched() -> bool:
+    """Whether anything but autograd sees, or changes, the operators that run now: a transform, a mode, tracing, the profiler."""
+    return (
+        is_transformed()
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _profiler_enabled()
+        or _get_tracing_state() is not None
+    )
+
+
 def may_be_differentiated() -> bool:
     """Whether what is computed now may be part of a graph, of a compiled one, or of a transform of torch.func."""
     return torch.is_grad_enabled() or is_transformed()
@@ -27,13 +40,13 @@ def may_be_differentiated() -> bool:
 def run_layer(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
     """``function.apply(*arguments)``; where no derivative can be asked for, its forward alone, at half the overhead.
 
-    Outside of transforms by the method that torch's ``apply`` ends with: what it does before, but for the unwrapping, is for
-    transforms, and for defaults of arguments, which our functions have none of.
+    Outside of transforms by the function's variant below, and by the method that torch's ``apply`` ends with: what it does before, but
+    for the unwrapping, is for transforms.
     """
     apply: Any = function.apply
     if not is_transformed():
         if torch.is_grad_enabled():
-            base: Any = super(torch.autograd.Function, function)
+            base: Any = super(torch.autograd.Function, _variants[function])
             apply, arguments = base.apply, unwrap_dead_wrappers(arguments)
         else:
             apply = function.forward
@@ -41,9 +54,32 @@ def run_layer(function: type[torch.autograd.Function], *arguments: Any) -> tuple
     return result
 
 
-def remember_signature(function: type[torch.autograd.Function]) -> None:
-    """torch asks for the signature of forward in every call: found here, that takes a tenth of what reading the code does."""
+_F = TypeVar("_F", bound=type[torch.autograd.Function])
+
+_variants: dict[type[torch.autograd.Function], type[torch.autograd.Function]] = {}
+
+
+def runs_as_layer(function: _F) -> _F:
+    """A decorator of the functions that ``run_layer`` applies.
+
+    Each gets a variant whose forward takes a ctx. torch binds the arguments of a function with ``setup_context``, which transforms
+    need, to forward's signature in every call; that takes as long as a small layer.
+    """
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        outputs = function.forward(*inputs)
+        function.setup_context(ctx, inputs, outputs)
+        return outputs
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    _variants[function] = type(function.__name__, (torch.autograd.Function,), members)
+    return remember_signature(function)
+
+
+def remember_signature(function: _F) -> _F:
+    """Where torch asks for the signature of forward: found once, that takes a tenth of what reading the code does."""
     cast(Any, function.forward).__signature__ = inspect.signature(function.forward)
+    return function
 
 
 def differentiate(

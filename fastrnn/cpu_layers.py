@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastrnn import gradient_sums
 from fastrnn.layers import Gradients, Options, finish_gradients, split_weights, without_padding
-from fastrnn.ops import CLIP_MODES, DROPOUT_SITES, contiguous, forward_outputs, operator
+from fastrnn.ops import CLIP_MODES, DROPOUT_SITES, contiguous, forward_outputs, run_on_cpu
 from fastrnn.reference import CELLS, NUM_GATES, Forward, compute_dtype
 
 
@@ -36,7 +36,8 @@ def layer_forward(
     hidden_size = gate_size // NUM_GATES[cell]
     y, h_n, c_n, cells, n_h, hidden = forward_outputs(cell, x, rows, hidden_size, h0, c0, save, bool(w.w_hr))
     gates = x.new_empty((num_directions, *rows, gate_size)) if save and cell in ("lstm", "gru") else None
-    operator("cpu", "layer_forward")(
+    run_on_cpu(
+        "layer_forward",
         CELLS.index(cell),
         DROPOUT_SITES.index(options.dropout_site),
         x.contiguous(),
@@ -104,7 +105,8 @@ def layer_backward(
         clipped = x.new_empty((num_directions, steps, batch), dtype=torch.bool)
     grad_x = torch.empty_like(x) if needed[0] else None
     grad_h0, grad_c0 = _new(h0, dtype), None if c0 is None else _new(c0, dtype)
-    operator("cpu", "layer_backward")(
+    run_on_cpu(
+        "layer_backward",
         CELLS.index(cell),
         DROPOUT_SITES.index(options.dropout_site),
         contiguous(forward.gates),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import cpu_layers, layers, ops, recording
-from fastrnn.apply import differentiate, may_be_differentiated, remember_signature
+from fastrnn.apply import differentiate, may_be_differentiated, remember_signature, runs_as_layer
 from fastrnn.layers import Options as Options
 from fastrnn.layers import note_sums
 from fastrnn.reference import Forward
@@ -38,6 +38,7 @@ def _arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs if isinstance(inputs[0], Options) else (Options(*inputs[0]), *inputs[1:])
 
 
+@remember_signature
 class _LayerBackward(torch.autograd.Function):
     """First-order gradients as a differentiable function of the layer's inputs and of the incoming gradients."""
 
@@ -125,6 +126,7 @@ def _backward(ctx: Any, grad_outputs: tuple[Tensor | None, ...]) -> tuple[Any, .
     return (*[None] * 7, grad_x, grad_h0 if needs_h0 else None, grad_c0 if needs_c0 else None, *grad_weights)
 
 
+@runs_as_layer
 class RNNFunction(torch.autograd.Function):
     """One layer of a tanh or relu RNN (:class:`torch.nn.RNN`), one or both directions.
 
@@ -164,6 +166,7 @@ class RNNFunction(torch.autograd.Function):
         return _backward(ctx, grad_outputs)
 
 
+@runs_as_layer
 class LSTMFunction(torch.autograd.Function):
     """One layer of an LSTM (:class:`torch.nn.LSTM`), one or both directions, with or without projection.
 
@@ -190,6 +193,7 @@ class LSTMFunction(torch.autograd.Function):
         return _backward(ctx, grad_outputs)
 
 
+@runs_as_layer
 class GRUFunction(torch.autograd.Function):
     """One layer of a GRU (:class:`torch.nn.GRU`: reset after the product), one or both directions.
 
@@ -209,7 +213,3 @@ class GRUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         return _backward(ctx, grad_outputs)
-
-
-for _function in (_LayerBackward, RNNFunction, LSTMFunction, GRUFunction):
-    remember_signature(_function)

@@ -7,33 +7,20 @@ whatever way goes the way of ``fastrnn.base``, which does it or says what is wro
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._autograd import _profiler_enabled
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from fastrnn import _library, backends
+from fastrnn import backends, ops
+from fastrnn.apply import is_watched
 
 if TYPE_CHECKING:
     from fastrnn.base import RNNBase
 
 _CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}  # csrc/params.h: CellKind
 
-_run: Any = None
-if _library.is_loaded("cpu"):
-    _operators = importlib.import_module("fastrnn._ops_cpu")
-    if _operators.initialize(Tensor, Parameter):
-        _run = _operators.run
+_run: Any = None if ops.plain is None else ops.plain.run_network
 
 
 def run(module: RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
@@ -42,12 +29,7 @@ def run(module: RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         type(x) is not Tensor
         or _run is None
         or not backends.may_be_cpu()
-        or _are_functorch_transforms_active()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or _profiler_enabled()
-        or _get_tracing_state() is not None
-        or forward_ad._current_level >= 0
+        or is_watched()
         or torch.is_autocast_enabled("cpu")
         or x.is_neg()
     ):

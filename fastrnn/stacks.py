@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import gradient_sums, ops, products, recording
-from fastrnn.apply import differentiate, may_be_differentiated, remember_signature
+from fastrnn.apply import differentiate, may_be_differentiated, remember_signature, runs_as_layer
 from fastrnn.layers import (
     Gradients,
     Options,
@@ -281,6 +281,7 @@ def _layer_by_layer(
     )
 
 
+@remember_signature
 class _StackBackward(torch.autograd.Function):
     """First-order gradients as a differentiable function of the stack's inputs and of the incoming gradients."""
 
@@ -324,6 +325,7 @@ class _StackBackward(torch.autograd.Function):
 _NUM_LEADING = 10  # arguments of StackFunction before the weights
 
 
+@runs_as_layer
 class StackFunction(torch.autograd.Function):
     """Several layers of one direction as a wavefront.
 
@@ -380,7 +382,3 @@ class StackFunction(torch.autograd.Function):
             recording.record(slot, norms[of_layer], clipped[of_layer], options.record_key + layer)
         note_sums(grad_weights, squares, x.dtype)
         return (*[None] * 7, grad_x, grad_h0 if needs_h0 else None, grad_c0 if needs_c0 else None, *grad_weights)
-
-
-for _function in (_StackBackward, StackFunction):
-    remember_signature(_function)

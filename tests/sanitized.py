@@ -37,7 +37,7 @@ def sources() -> list[Path]:
     found = [
         csrc / "ops" / "schema.cpp",
         csrc / "ops" / "cpu.cpp",
-        csrc / "ops" / "inference.cpp",
+        csrc / "ops" / "python.cpp",
         *csrc.glob("cpu/*.cpp"),
     ]
     return sorted(found, key=lambda path: (not path.name.startswith("isa_"), path))

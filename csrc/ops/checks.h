@@ -5,23 +5,17 @@
 // came and what was expected.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <initializer_list>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../params.h"
+#include "tensor.h"
 
 namespace fastrnn::ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Becomes a RuntimeError in Python with exactly this text; STD_TORCH_CHECK would put file and line in front.
 template <typename... Parts>
@@ -59,8 +53,8 @@ inline std::string dtype_text(ScalarType dtype) {
 
 inline std::string device_text(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
-  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
-  return "a device of type " + std::to_string(static_cast<int>(tensor.device().type()));
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.device_index());
+  return "a device of type " + std::to_string(static_cast<int>(tensor.device_type()));
 }
 
 inline ScalarKind scalar_kind(const char* name, const Tensor& tensor) {
@@ -124,7 +118,7 @@ class Arguments {
   }
 
   // One tensor per direction, or none where they are not `given`.
-  void in_list(const char* name, const std::vector<Tensor>& tensors, bool given, int64_t directions, const Sizes& sizes,
+  void in_list(const char* name, const TensorList& tensors, bool given, int64_t directions, const Sizes& sizes,
                const void* (&pointers)[kMaxDirections]) const {
     const int64_t expected = given ? directions : 0;
     if (static_cast<int64_t>(tensors.size()) != expected)
@@ -135,8 +129,8 @@ class Arguments {
   }
 
   // As in_list, to write to; of any type.
-  void out_list(const char* name, const std::vector<Tensor>& tensors, int64_t directions, ScalarType dtype,
-                const Sizes& sizes, void* (&pointers)[kMaxDirections]) const {
+  void out_list(const char* name, const TensorList& tensors, int64_t directions, ScalarType dtype, const Sizes& sizes,
+                void* (&pointers)[kMaxDirections]) const {
     if (!tensors.empty() && static_cast<int64_t>(tensors.size()) != directions)
       fail(name, " has ", tensors.size(), " tensors, expected ", directions, " or none");
     for (size_t d = 0; d < tensors.size(); ++d)
@@ -152,8 +146,7 @@ class Arguments {
 
   void check_device(const Argument& argument) const {
     const Tensor& tensor = *argument.tensor;
-    if (tensor.device().type() == leader_.device().type() && tensor.get_device_index() == leader_.get_device_index())
-      return;
+    if (tensor.device_type() == leader_.device_type() && tensor.device_index() == leader_.device_index()) return;
     fail(argument.name, " is on ", device_text(tensor), ", expected ", device_text(leader_), " as ", leader_name_);
   }
 

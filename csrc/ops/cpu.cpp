@@ -1,4 +1,5 @@
 // The operators on the CPU.
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <new>
@@ -31,22 +32,6 @@ void forward(const ForwardParams& params, const Call& call) {
   cpu::recurrence_forward(params, num_threads());
 }
 
-void layer_gradients(const cpu::LayerBackwardParams& params) {
-  const Shape& s = params.shape;
-  const int64_t gate_bytes = s.directions * s.rows * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
-  cpu::prefer_huge_pages(params.grad_x, s.rows * params.input_size * bytes_of(s.scalar));
-  for (int64_t d = 0; d < s.directions; ++d) {
-    const int64_t bytes = num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
-    cpu::prefer_huge_pages(params.grad_w_ih[d], params.input_size * bytes);
-    cpu::prefer_huge_pages(params.grad_w_hh[d], s.state_size * bytes);
-  }
-  try {
-    cpu::layer_backward(params, num_threads());
-  } catch (const std::bad_alloc&) {
-    fail("out of memory in backward: the gradients of the gates take ", gate_bytes, " bytes");
-  }
-}
-
 void backward(const BackwardParams& params, const Call& call) {
   refuse_plan(call, "CPU");
   const Shape& s = params.shape;
@@ -71,17 +56,33 @@ void run_layer(const cpu::LayerForwardParams& params) {
   cpu::layer_forward(params, num_threads());
 }
 
+void run_layer_backward(const cpu::LayerBackwardParams& params) {
+  const Shape& s = params.shape;
+  const int64_t gate_bytes = s.directions * s.rows * num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
+  cpu::prefer_huge_pages(params.grad_x, s.rows * params.input_size * bytes_of(s.scalar));
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const int64_t bytes = num_gates(s.cell) * s.hidden_size * bytes_of(s.scalar);
+    cpu::prefer_huge_pages(params.grad_w_ih[d], params.input_size * bytes);
+    cpu::prefer_huge_pages(params.grad_w_hh[d], s.state_size * bytes);
+  }
+  try {
+    cpu::layer_backward(params, num_threads());
+  } catch (const std::bad_alloc&) {
+    fail("out of memory in backward: the gradients of the gates take ", gate_bytes, " bytes");
+  }
+}
+
 }  // namespace fastrnn::ops
 
+namespace ops = fastrnn::ops;
+
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
-  m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
-  m.impl("layer_forward", TORCH_BOX(&fastrnn::ops::layer_forward<fastrnn::ops::run_layer>));
-  m.impl("layer_backward", TORCH_BOX(&fastrnn::ops::layer_backward<fastrnn::ops::layer_gradients>));
-  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
-  m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
+  m.impl("recurrence_forward", TORCH_BOX(&ops::Operator<&ops::recurrence_forward<ops::forward>>::call));
+  m.impl("recurrence_backward", TORCH_BOX(&ops::Operator<&ops::recurrence_backward<ops::backward>>::call));
+  m.impl("layer_forward", TORCH_BOX(&ops::Operator<&ops::layer_forward<ops::run_layer>>::call));
+  m.impl("layer_backward", TORCH_BOX(&ops::Operator<&ops::layer_backward<ops::run_layer_backward>>::call));
+  m.impl("sum_of_squares", TORCH_BOX(&ops::Operator<&ops::sum_of_squares<ops::norm>>::call));
+  m.impl("clip_", TORCH_BOX(&ops::Operator<&ops::clip<ops::clip_to>>::call));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&fastrnn::ops::cpu_isa));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&ops::cpu_isa)); }

@@ -1,4 +1,4 @@
-// What both ways into the CPU engine share: the operators (cpu.cpp) and whole modules (inference.cpp).
+// What the ways into the CPU engine share: torch's operators (cpu.cpp), and Python's functions (python.cpp).
 #pragma once
 
 #include "../cpu/layer_params.h"
@@ -7,5 +7,6 @@ namespace fastrnn::ops {
 
 // On as many threads as torch uses.
 void run_layer(const cpu::LayerForwardParams& params);
+void run_layer_backward(const cpu::LayerBackwardParams& params);
 
 }  // namespace fastrnn::ops

@@ -54,7 +54,7 @@ void layer_forward(int64_t cell, int64_t dropout_site, const Tensor& x, const Te
   arguments.in_list("b_hh", b_hh, !b_hh.empty(), D, {width}, params.b_hh);
   if (shape.cell == CellKind::kGru) {
     for (size_t d = 0; d < b_hh.size(); ++d)
-      params.b_hn[d] = static_cast<const char*>(params.b_hh[d]) + 2 * H * b_hh[d].element_size();
+      params.b_hn[d] = static_cast<const char*>(params.b_hh[d]) + 2 * H * bytes_of(shape.scalar);
   }
   const bool keeps_gates = save && num_gates(shape.cell) > 1;
   params.gates = arguments.out(Argument("gates", gates).exactly_if(keeps_gates, "an LSTM or GRU that saves"), scalar,

@@ -20,7 +20,7 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-inline std::vector<Span> spans_of(const Arguments& arguments, const std::vector<Tensor>& tensors) {
+inline std::vector<Span> spans_of(const Arguments& arguments, const TensorList& tensors) {
   std::vector<Span> spans;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& tensor = tensors[i];
@@ -39,8 +39,8 @@ inline void check_one(const char* name, const Tensor& tensor) {
 }
 
 template <void (*run)(const NormParams&, int32_t device_index)>
-void sum_of_squares(const std::vector<Tensor>& tensors, const std::vector<Tensor>& known, const Tensor& partial,
-                    const Tensor& out, bool root) {
+void sum_of_squares(const TensorList& tensors, const TensorList& known, const Tensor& partial, const Tensor& out,
+                    bool root) {
   const Arguments arguments("out", out);
   NormParams params{};
   params.spans = spans_of(arguments, tensors);
@@ -54,11 +54,11 @@ void sum_of_squares(const std::vector<Tensor>& tensors, const std::vector<Tensor
   check_one("out", out);
   params.out = out.mutable_data_ptr();
   params.root = root;
-  run(params, out.get_device_index());
+  run(params, out.device_index());
 }
 
 template <void (*run)(const ClipParams&, int32_t device_index)>
-void clip(const std::vector<Tensor>& tensors, const Tensor& norm, double max_norm) {
+void clip(const TensorList& tensors, const Tensor& norm, double max_norm) {
   const Arguments arguments("norm", norm);
   ClipParams params{};
   params.spans = spans_of(arguments, tensors);
@@ -66,7 +66,7 @@ void clip(const std::vector<Tensor>& tensors, const Tensor& norm, double max_nor
   check_one("norm", norm);
   params.norm = norm.const_data_ptr();
   params.max_norm = max_norm;
-  if (!params.spans.empty()) run(params, norm.get_device_index());
+  if (!params.spans.empty()) run(params, norm.device_index());
 }
 
 }  // namespace fastrnn::ops

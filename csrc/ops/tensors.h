@@ -2,8 +2,6 @@
 // of its own that runs the filled struct, so that the schema's order of arguments and the checks are written once.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include <string>
 #include <tuple>
 #include <utility>
@@ -12,8 +10,6 @@
 #include "checks.h"
 
 namespace fastrnn::ops {
-
-using TensorList = std::vector<Tensor>;
 
 // What a backend is told beside the parameters.
 struct Call {
@@ -145,7 +141,7 @@ inline const void* read_mask(const Arguments& arguments, const OptionalTensor& m
 
 inline Call read_call(const Arguments& arguments, const OptionalTensor& workspace, const Tensor& beside,
                       const std::string& plan) {
-  Call call{beside.get_device_index(), plan, nullptr, 0};
+  Call call{beside.device_index(), plan, nullptr, 0};
   if (!workspace) return call;
   check_dim("workspace", *workspace, 1, "[bytes]");
   call.workspace_bytes = workspace->size(0);

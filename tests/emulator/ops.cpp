@@ -1,6 +1,8 @@
 // The emulated kernels as operators on CPU tensors: fastrnn_emulated::*, with the schema of fastrnn::*.
 #include "../../csrc/ops/schema.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include "../../csrc/cuda/norms.h"
 #include "../../csrc/cuda/recurrence.h"
 #include "../../csrc/ops/limits.h"
@@ -96,6 +98,8 @@ void set_seed(int64_t seed) { emulator::set_seed(seed); }
 }  // namespace
 }  // namespace fastrnn::ops
 
+namespace ops = fastrnn::ops;
+
 STABLE_TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def(fastrnn::kRecurrenceForwardSchema);
   m.def(fastrnn::kRecurrenceBackwardSchema);
@@ -109,15 +113,15 @@ STABLE_TORCH_LIBRARY(fastrnn_emulated, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
-  m.impl("recurrence_forward", TORCH_BOX(&fastrnn::ops::recurrence_forward<fastrnn::ops::forward>));
-  m.impl("recurrence_backward", TORCH_BOX(&fastrnn::ops::recurrence_backward<fastrnn::ops::backward>));
-  m.impl("sum_of_squares", TORCH_BOX(&fastrnn::ops::sum_of_squares<fastrnn::ops::norm>));
-  m.impl("clip_", TORCH_BOX(&fastrnn::ops::clip<fastrnn::ops::clip_to>));
+  m.impl("recurrence_forward", TORCH_BOX(&ops::Operator<&ops::recurrence_forward<ops::forward>>::call));
+  m.impl("recurrence_backward", TORCH_BOX(&ops::Operator<&ops::recurrence_backward<ops::backward>>::call));
+  m.impl("sum_of_squares", TORCH_BOX(&ops::Operator<&ops::sum_of_squares<ops::norm>>::call));
+  m.impl("clip_", TORCH_BOX(&ops::Operator<&ops::clip<ops::clip_to>>::call));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
-  m.impl("device_limits", TORCH_BOX(&fastrnn::ops::limits_of));
-  m.impl("counts", TORCH_BOX(&fastrnn::ops::counts));
-  m.impl("use_device", TORCH_BOX(&fastrnn::ops::use_device));
-  m.impl("set_seed", TORCH_BOX(&fastrnn::ops::set_seed));
+  m.impl("device_limits", TORCH_BOX(&ops::limits_of));
+  m.impl("counts", TORCH_BOX(&ops::counts));
+  m.impl("use_device", TORCH_BOX(&ops::use_device));
+  m.impl("set_seed", TORCH_BOX(&ops::set_seed));
 }
