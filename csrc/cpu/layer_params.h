@@ -5,7 +5,7 @@
 
 namespace fastrnn::cpu {
 
-// `gates` only leaves: with `save`, the activated gates of an LSTM or GRU; else it is nullptr.
+// `gates` only leaves: with `save`, the activated gates of an LSTM or GRU; else it is nullptr. h0 and c0 may be nullptr: zeros.
 struct LayerForwardParams : ForwardParams {
   int64_t input_size = 0;                 // I
   const void* x = nullptr;                // scalar [rows, I]; nullptr: `gates` holds the input projection
