@@ -3,7 +3,7 @@
 #pragma once
 
 #include "factors.h"
-#include "gemm_transpose.h"
+#include "transpose.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 

@@ -5,10 +5,9 @@
 // lie side by side: [k][output vector][gate][lane]. Lanes past the last output are zero.
 #pragma once
 
-#include <utility>
-
 #include "buffer.h"
 #include "factors.h"
+#include "transpose.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -29,29 +28,9 @@ FASTRNN_INLINE void with_lanes(int64_t index, int64_t elements, Function functio
     function(Part{static_cast<int>(left)});
 }
 
-// Lanes of a and b in turn, the first (kHalf = 0) or the last half of each.
-template <int kHalf, typename V, int... kLane>
-FASTRNN_INLINE V interleave(V a, V b, std::integer_sequence<int, kLane...>) {
-  constexpr typename V::Bits kOrder = {((kLane & 1) * V::kLanes + kHalf * V::kLanes / 2 + kLane / 2)...};
-  return V::of(__builtin_shuffle(a.raw, b.raw, kOrder));
-}
-
-// rows[i][j] <- rows[j][i], in log2(lanes) rounds of interleaving the first half of the rows with the second.
-template <typename V>
-FASTRNN_INLINE void transpose(V (&rows)[V::kLanes]) {
-  constexpr auto kLanes = std::make_integer_sequence<int, V::kLanes>{};
-#pragma GCC unroll 4
-  for (int round = 1; round < V::kLanes; round *= 2) {
-    V next[V::kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < V::kLanes / 2; ++i) {
-      next[2 * i] = interleave<0>(rows[i], rows[i + V::kLanes / 2], kLanes);
-      next[2 * i + 1] = interleave<1>(rows[i], rows[i + V::kLanes / 2], kLanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < V::kLanes; ++i) rows[i] = next[i];
-  }
-}
+// Whether a lane is one of those.
+FASTRNN_INLINE constexpr bool exists(int, Whole) { return true; }
+FASTRNN_INLINE constexpr bool exists(int lane, Part part) { return lane < part.lanes; }
 
 // The packed weights of one product, for each direction.
 template <typename Factor>
@@ -84,23 +63,14 @@ class PackedMatrix {
   // Packs `width` output vectors of w [num_gates * num_outputs, num_k]: an output is a row.
   template <typename Scalar>
   void pack_rows(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
-    constexpr int64_t kStep = V::kLanes * Traits::kSteps;
     const int64_t stride = static_cast<int64_t>(width) * num_gates_ * V::kLanes;
     Factor* out = panel(direction, first_vector);
-    for (int64_t output = first_vector * V::kLanes; output < (first_vector + width) * V::kLanes; output += V::kLanes) {
+    for (int64_t v = first_vector; v < first_vector + width; ++v) {
       for (int gate = 0; gate < num_gates_; ++gate, out += V::kLanes) {
-        for (int64_t k = 0; k < num_k_; k += kStep) {
-          with_lanes<Factor>(k / kStep, num_k_, [&](auto lanes) __attribute__((always_inline)) {
-            V rows[V::kLanes];
-            for (int i = 0; i < V::kLanes; ++i)
-              rows[i] = output + i < num_outputs_
-                            ? Traits::along_k(w + (gate * num_outputs_ + output + i) * num_k_ + k, lanes)
-                            : V{};
-            transpose(rows);
-            const int64_t count = num_factors<Factor>(num_k_ - k < kStep ? num_k_ - k : kStep);
-            for (int64_t i = 0; i < count; ++i) store(out + (k / Traits::kSteps + i) * stride, rows[i], Whole{});
-          });
-        }
+        const Scalar* const from = w + (gate * num_outputs_ + v * V::kLanes) * num_k_;
+        with_lanes<typename AccOf<Factor>::type>(v, num_outputs_, [&](auto outputs) __attribute__((always_inline)) {
+          pack_vector(from, outputs, stride, out);
+        });
       }
     }
   }
@@ -120,6 +90,29 @@ class PackedMatrix {
   }
 
  private:
+  // One gate of a vector of outputs, a square of outputs and k at a time.
+  template <typename Scalar, typename Outputs>
+  FASTRNN_INLINE void pack_vector(const Scalar* from, Outputs outputs, int64_t stride, Factor* out) const {
+    constexpr int kStep = V::kLanes * Traits::kSteps;
+    constexpr int kLines = kStep * V::kLanes * static_cast<int>(sizeof(Scalar)) / 64;
+    // The next vector's rows lie behind these. Its turn comes when the other gates have had theirs.
+    const char* ahead = reinterpret_cast<const char*>(from + V::kLanes * num_k_);
+    for (int64_t k = 0; k < num_k_; k += kStep, out += V::kLanes * stride) {
+#pragma GCC unroll 16
+      for (int line = 0; line < kLines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+      with_lanes<Factor>(k / kStep, num_k_, [&](auto steps) __attribute__((always_inline)) {
+        V square[V::kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i)
+          square[i] = exists(i, outputs) ? Traits::along_k(from + i * num_k_ + k, steps) : V{};
+        transpose<Factor>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i)
+          if (exists(i * Traits::kSteps, steps)) store(out + i * stride, square[i], Whole{});
+      });
+    }
+  }
+
   int64_t num_outputs_ = 0, num_k_ = 0, size_ = 0;
   int num_gates_ = 1;
   bool outgrows_cache_ = false;

@@ -12,6 +12,7 @@
 
 #include "input_projection.h"
 #include "recurrence_common.h"
+#include "several.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -197,6 +198,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using typename Base::Element;
   using typename Base::V;
   static constexpr int kGates = Cell::kGates;
+  // Samples whose cells are computed side by side. Nothing was gained from it with AVX-512.
+  static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
 
  public:
   using typename Base::StepRow;
@@ -220,9 +223,17 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     const int64_t ahead = panel.next * kLanes;
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < live; ++i) {
+        const Acc* products = scratch_ + u * kGates * kLanes;
+        const int64_t stride = width * kGates * kLanes;
+        int64_t i = 0;
+        for (; i + kSamples <= live; i += kSamples) {
+          if (u == 0)
+            for (int n = 0; n < kSamples; ++n) prefetch(rows_ahead[i + n], ahead);
+          cell<kSamples>(i, (v + u) * kLanes, products + i * stride, stride, lanes);
+        }
+        for (; i < live; ++i) {
           if (u == 0) prefetch(rows_ahead[i], ahead);
-          cell(i, (v + u) * kLanes, scratch_ + (i * width + u) * kGates * kLanes, lanes);
+          cell<1>(i, (v + u) * kLanes, products + i * stride, stride, lanes);
         }
       });
     }
@@ -237,26 +248,43 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // The cell of sample `i`, units j...; `products`: the recurrent product of each gate.
+  // The cells of kCount samples from `i` on, units j...; `products`: the recurrent product of each gate, a sample's `stride`
+  // behind the one's before.
+  template <int kCount, typename Lanes>
+  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* products, int64_t stride, Lanes lanes) {
+    using Vs = Several<V, kCount>;
+    Vs x[kGates], r[kGates], gates[kGates], extra(0), keep;
+    State<Vs> prev{Vs(0), Vs(0)};
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      const Scalar* const input = rows_[i + n].input;
+      for (int gate = 0; gate < kGates; ++gate) {
+        x[gate].each[n] = load(input + gate * input_stride_ + j, lanes);
+        r[gate].each[n] = load(products + n * stride + gate * kLanes, Whole{});
+      }
+      if constexpr (Cell::kHasExtra) {
+        if (p_.b_hn[d_]) r[kGates - 1].each[n] += load(typed<Scalar>(p_.b_hn[d_]) + j, lanes);
+        prev.h.each[n] = load(h_ + (i + n) * state_stride_ + j, Whole{});
+      }
+      if constexpr (Cell::kHasCell) prev.c.each[n] = load(c_ + (i + n) * hidden_stride_ + j, Whole{});
+      keep.each[n] = this->keep(i + n, j, lanes);
+    }
+
+    const State<Vs> next = Cell::forward(x, r, prev, keep, gates, extra);
+
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      V gates_n[kGates];
+      for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
+      put(i + n, j, State<V>{next.h.each[n], next.c.each[n]}, gates_n, extra.each[n], lanes);
+    }
+  }
+
+  // What the cell of sample `i` has found, units j...
   template <typename Lanes>
-  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* products, Lanes lanes) {
+  FASTRNN_INLINE void put(int64_t i, int64_t j, State<V> next, const V (&gates)[kGates], V extra, Lanes lanes) {
     const StepRow row = rows_[i];
-    V x[kGates], r[kGates], gates[kGates], extra(0);
-    for (int gate = 0; gate < kGates; ++gate) {
-      x[gate] = load(row.input + gate * input_stride_ + j, lanes);
-      r[gate] = load(products + gate * kLanes, Whole{});
-    }
-    State<V> prev{V(0), V(0)};
-    if constexpr (Cell::kHasExtra) {
-      if (p_.b_hn[d_]) r[kGates - 1] += load(typed<Scalar>(p_.b_hn[d_]) + j, lanes);
-      prev.h = load(h_ + i * state_stride_ + j, Whole{});
-    }
-    Acc* const c = c_ + i * hidden_stride_ + j;
-    if constexpr (Cell::kHasCell) prev.c = load(c, Whole{});
-
-    const State<V> next = Cell::forward(x, r, prev, this->keep(i, j, lanes), gates, extra);
-
-    if constexpr (Cell::kHasCell) store(c, next.c, Whole{});
+    if constexpr (Cell::kHasCell) store(c_ + i * hidden_stride_ + j, next.c, Whole{});
     if (p_.save) {
       if constexpr (kGates > 1)
         for (int gate = 0; gate < kGates; ++gate) store(row.gates + gate * s_.hidden_size + j, gates[gate], lanes);
