@@ -71,10 +71,10 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       if (projected_) {
         for (int64_t i = 0; i < live; ++i) gather_state_gradient(i);
         barrier_.wait();
-        for_each_panel(units_, kMaxVectors, step & 1, [&](const Panel& panel) {
-          product(panel.width, projection_exchange_, projection_stride_, live, projection_.panel(d_, panel.v),
-                  s_.state_size, scratch_, projection_.panel_ahead(d_, panel.next));
-          projected_cells(live, step, panel.v, panel.width);
+        for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
+          product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size,
+                  scratch_, projection_.outgrows_cache());
+          projected_cells(live, step, v, width);
         });
       } else {
         cells(live, step);
@@ -84,7 +84,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       count_bias_rows(live);
       barrier_.wait();
       if (clip_.records() && !clip_.by_norm()) record(live, step);
-      for_each_panel(outputs_, kMaxVectors, step & 1, [&](const Panel& panel) { product_of_panel(live, step, panel); });
+      for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
     }
     flush_bias();
     store_states();
@@ -221,14 +221,12 @@ class BackwardSequence : protected SequenceBase<Scalar> {
   }
 
   // Adds what comes through the recurrent product to dh.
-  void product_of_panel(int64_t live, int64_t step, const Panel& panel) {
-    const auto [v, width, next] = panel;
+  void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
     product(width, exchange_[step & 1], exchange_stride_, live, packed_.panel(d_, v), cell_.num_gates * s_.hidden_size,
-            scratch_, packed_.panel_ahead(d_, next));
+            scratch_, packed_.outgrows_cache());
     for (int64_t i = 0; i < live; ++i) {
-      const Acc* const products = scratch_ + (i * width - v) * kLanes;
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
-        V through = load(products + j, Whole{});
+        V through = load(scratch_ + (i * width - v) * kLanes + j, Whole{});
         if (state_mask_) through *= load(state_mask_ + state_row(i) * s_.state_size + j, lanes);
         Acc* const grad = h_ + i * state_stride_ + j;
         store(grad, load(grad, Whole{}) + through, Whole{});

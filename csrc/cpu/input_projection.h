@@ -64,10 +64,9 @@ class InputProjection {
   void multiply(int thread, int64_t d, Range units, int64_t num_rows) const {
     const Element* const x = at<Element>(thread, 0);
     Acc* const products = at<Acc>(thread, products_at_);
-    for_each_panel(units, width_, false, [&](const Panel& panel) {
-      const auto [v, width, next] = panel;
+    for_each_panel(units, width_, [&](int64_t v, int width) {
       product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, products,
-              packed_.panel_ahead(d, next));
+              packed_.outgrows_cache());
       for (int u = 0; u < width; ++u)
         for (int gate = 0; gate < num_gates_; ++gate)
           store_gate(bias(d, gate) + (v + u) * kLanes, products + (u * num_gates_ + gate) * kLanes,

@@ -51,11 +51,6 @@ class PackedMatrix {
 
   bool outgrows_cache() const { return outgrows_cache_; }
 
-  // The panel to fetch while another one is multiplied, nullptr where all are near.
-  Factor* panel_ahead(int64_t direction, int64_t first_vector) const {
-    return outgrows_cache_ ? panel(direction, first_vector) : nullptr;
-  }
-
   Factor* panel(int64_t direction, int64_t first_vector) const {
     return data_.as<Factor>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_factors<Factor>(num_k_);
   }

@@ -4,8 +4,7 @@
 // [k][vector][lane], so that the inner loop reads it as a stream. A tile keeps rows x vectors sums in registers. Panels are
 // walked in pieces of k small enough for the first-level cache, each used for all rows before the next. Where a step's panels
 // outgrow the second-level cache, the multiplications with one piece fetch the next: by itself it would come while only the
-// first rows are multiplied, and they would wait for it. And every other step walks the panels backwards (recurrence_common.h), so
-// that it begins with those that are still in the cache; always in the same order, each would be gone when its turn comes.
+// first rows are multiplied, and they would wait for it.
 //
 // Sums are formed in an order that depends on the sizes alone, so two runs agree to the bit.
 #pragma once
@@ -139,11 +138,9 @@ inline int64_t piece_bytes() {
   return bytes;
 }
 
-// `next`: what is read after this panel.
 template <typename Ahead, int kVectors, typename Factor>
 FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                       const Factor* next) {
+                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
@@ -154,7 +151,7 @@ FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_str
   do {
     const int64_t count = num_k - k < piece ? num_k - k : piece;
     const Factor* const from = panel + k / kSteps * kWidth;
-    Ahead ahead(k + count < num_k ? from + count / kSteps * kWidth : next, ahead_bytes);
+    Ahead ahead(from + count / kSteps * kWidth, ahead_bytes);
     int64_t row = 0;
     for (; row + kRows <= num_rows; row += kRows) {
       product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, from, count, out + row * kWidth, k > 0, ahead);
@@ -168,28 +165,28 @@ FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_str
 
 template <int kVectors, typename Factor>
 void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
-                   typename AccOf<Factor>::type* out, const Factor* next) {
+                   typename AccOf<Factor>::type* out, bool fetches_ahead) {
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
-  // what it saves (measured: 5 to 10% up to 10 rows, gains from 16 rows on).
+  // what it saves (measured with AVX2: 5 to 10% lost up to 10 rows, gains from 16 rows on).
   constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
   constexpr int64_t kFewTiles = kLines > 5 ? kLines - 1 : 4;
-  if (next && num_rows > kFewTiles * tile_rows(kVectors))
-    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, next);
+  if (fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
+    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
   else
-    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, next);
+    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
 }
 
 // out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
-// `next`: the panel that comes after this one, from beyond the second-level cache; nullptr where it need not be fetched.
+// `fetches_ahead`: the panels come from beyond the second-level cache, and the next one lies behind this one.
 template <typename Factor>
 __attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
                                        const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                       const Factor* next) {
+                                       bool fetches_ahead) {
   switch (num_vectors) {
-    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, next);
-    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, next);
-    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, next);
-    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, next);
+    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
   }
 }
 

@@ -27,24 +27,12 @@ int64_t padded_stride(int64_t elements) {
   return ((elements + kLine - 1) / kLine + 1) * kLine;
 }
 
-// A panel, and the first vector of the one after it; of the last one, itself.
-struct Panel {
-  int64_t v;
-  int width;
-  int64_t next;
-};
-
-// Calls function(panel) for the panels that a range of vectors is cut into, from the first or from the last on.
+// Calls function(first vector, width) for the panels that a range of vectors is cut into.
 template <typename Function>
-FASTRNN_INLINE void for_each_panel(Range vectors, int max_width, bool backwards, Function function) {
-  const int64_t count = (vectors.end - vectors.begin + max_width - 1) / max_width;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t v = vectors.begin + (backwards ? count - 1 - i : i) * max_width;
+FASTRNN_INLINE void for_each_panel(Range vectors, int max_width, Function function) {
+  for (int64_t v = vectors.begin; v < vectors.end; v += max_width) {
     const int64_t left = vectors.end - v;
-    function(Panel{v, static_cast<int>(left < max_width ? left : max_width),
-                   i + 1 == count ? v
-                   : backwards    ? v - max_width
-                                  : v + max_width});
+    function(v, static_cast<int>(left < max_width ? left : max_width));
   }
 }
 
@@ -175,8 +163,8 @@ class Recurrence : public TeamJob {
   template <typename Function>
   void for_each_panel_to_pack(int64_t num_outputs, int width, const Member& member, Function function) const {
     int64_t turn = 0;
-    for_each_panel(owned(num_outputs, member), width, false, [&](const Panel& panel) {
-      if (turn++ % split_.row_groups == member.row_group) function(panel.v, panel.width);
+    for_each_panel(owned(num_outputs, member), width, [&](int64_t v, int panel_width) {
+      if (turn++ % split_.row_groups == member.row_group) function(v, panel_width);
     });
   }
 

@@ -67,10 +67,10 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       input_row = input_ && (step + 1) % input_->steps() == 0 ? 0 : input_row + live;
       find_rows(next_rows_, live, step + 1, input_row);
       h_next_ = exchange_[(step + 1) & 1];
-      cells(live, exchange_[step & 1], step & 1);
+      cells(live, exchange_[step & 1]);
       if (projected_) {
         barrier_.wait();
-        for_each_panel(outputs_, kMaxVectors, step & 1, [&](const Panel& panel) { project_panel(live, panel); });
+        for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { project_panel(live, v, width); });
       }
       barrier_.wait();
     }
@@ -80,7 +80,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
  protected:
   // The owned units of the first `live` samples, from the group's h_{t-1}.
-  virtual void cells(int64_t live, const Element* h_prev, bool backwards) = 0;
+  virtual void cells(int64_t live, const Element* h_prev) = 0;
   ~ForwardSequence() = default;
 
   // h of sample `i`, outputs j...: carried, stored in y, published.
@@ -148,14 +148,12 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     store(h_next_ + i * exchange_stride_ + j, h, Whole{});
   }
 
-  void project_panel(int64_t live, const Panel& panel) {
-    const auto [v, width, next] = panel;
+  void project_panel(int64_t live, int64_t v, int width) {
     product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_,
-            projection_.panel_ahead(d_, next));
+            projection_.outgrows_cache());
     for (int64_t i = 0; i < live; ++i) {
-      const Acc* const products = scratch_ + (i * width - v) * kLanes;
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
-        put_h(i, j, load(products + j, Whole{}), lanes);
+        put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
       });
     }
   }
@@ -209,18 +207,16 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using Base::Base;
 
  private:
-  void cells(int64_t live, const Element* h_prev, bool backwards) override {
-    for_each_panel(units_, kWidth, backwards, [&](const Panel& panel) { cells_of_panel(live, h_prev, panel); });
+  void cells(int64_t live, const Element* h_prev) override {
+    for_each_panel(units_, kWidth, [&](int64_t v, int width) { cells_of_panel(live, h_prev, v, width); });
   }
 
-  void cells_of_panel(int64_t live, const Element* h_prev, const Panel& panel) {
-    const int64_t v = panel.v;
-    const int width = panel.width;
+  void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
     product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_,
-            packed_.panel_ahead(d_, panel.next));
-    // The next step begins where this one ends.
-    const StepRow* const rows_ahead = panel.next == v ? next_rows_ : rows_;
-    const int64_t ahead = panel.next * kLanes;
+            packed_.outgrows_cache());
+    const bool last = v + width >= units_.end;
+    const StepRow* const rows_ahead = last ? next_rows_ : rows_;
+    const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
         const Acc* products = scratch_ + u * kGates * kLanes;
