@@ -242,11 +242,13 @@ class RNNBase(nn.RNNBase):
         return dtype
 
     def _layer_weights(self, layer: int) -> list[Tensor]:
-        """torch's order, one direction after the other. By attribute, so that parametrisations act."""
-        per_direction = len(self._flat_weights_names) // (self.num_layers * self._num_directions)
-        start = layer * self._num_directions * per_direction
-        stop = start + self._num_directions * per_direction
-        return [cast(Tensor, getattr(self, name)) for name in self._flat_weights_names[start:stop]]
+        """torch's order, one direction after the other. By attribute where it is no parameter, so that parametrisations act."""
+        count = len(self._flat_weights_names) // self.num_layers
+        names = self._flat_weights_names[layer * count : (layer + 1) * count]
+        parameters = self._parameters
+        if all(name in parameters for name in names):
+            return [cast(Tensor, parameters[name]) for name in names]
+        return [cast(Tensor, getattr(self, name)) for name in names]
 
     def _draw(self, layer: int, batch: Batch) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """A layer's weights; factors of its input, broadcast over rows; its recurrent mask. As this forward drops them."""
