@@ -22,7 +22,11 @@ def is_transformed() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether anything but autograd sees, or changes, the operators that run now: a transform, a mode, tracing, the profiler."""
+    """Whether anything but autograd sees, or changes, the operators that run now: a transform, a mode, tracing, the profiler.
+
+    ``torch.set_default_device`` is a mode, too. Not asked, since torch does not say: an ``ExecutionTraceObserver``, and kernels that
+    somebody has registered in place of ours.
+    """
     return (
         is_transformed()
         or _len_torch_dispatch_stack() > 0

@@ -75,9 +75,22 @@ def operator(backend: str, name: str) -> Any:
 
 
 def run_on_cpu(name: str, *arguments: Any) -> None:
-    """A layer's operator, past the dispatcher where nobody looks."""
-    if is_watched() or plain is None or not getattr(plain, name)(*arguments):
-        _operators["fastrnn", name](*arguments)
+    """A layer's operator, past the dispatcher where nobody looks.
+
+    Raises:
+        RuntimeError: a tensor is not on the CPU.
+    """
+    if not is_watched():
+        if plain is not None and getattr(plain, name)(*arguments):
+            return
+        # on "meta" the operator would do nothing, and say nothing
+        for argument in arguments:
+            for tensor in argument if isinstance(argument, list) else [argument]:
+                if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+                    raise RuntimeError(
+                        f"{name} runs on the CPU, but a tensor of {list(tensor.shape)} is on {tensor.device}"
+                    )
+    _operators["fastrnn", name](*arguments)
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -3,6 +3,7 @@ autograd functions give, is taken where it should be, and nowhere else."""
 
 import itertools
 import threading
+import time
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn import inference
+from fastrnn import functions, inference, ops
 
 pytestmark = pytest.mark.skipif(
     inference._run is None, reason="the CPU kernels are not built, or torch gives no access"
@@ -188,26 +189,78 @@ def test_other_layouts_and_backends_go_the_other_way(taken, monkeypatch):
         with fastrnn.backend("reference"):
             rnn(x)
         rnn(torch.nn.Parameter(x))
-        rnn(torch._neg_view(x))
         rnn(x[:, 0])
         assert taken == []
-        hx = tuple(
-            state.transpose(0, 1).contiguous().transpose(0, 1) for state in states_of(make("LSTM", num_layers=2))
-        )
-        assert not hx[0].is_contiguous()
-        two = make("LSTM", num_layers=2)
-        assert_bit_equal(two(x, hx), by_functions(two, x, hx))
         monkeypatch.setenv("FASTRNN_PLANS", "nonsense")
         with pytest.raises(ValueError, match="FASTRNN_PLANS"):
             rnn(x)
-    assert taken == [False, False]
+    assert taken == [False]
 
 
-def test_a_strided_input_is_run_as_it_is(taken):
-    rnn = make("GRU")
-    x = torch.randn(STEPS, INPUT, BATCH).transpose(1, 2)
+def test_nothing_is_allocated_for_a_tensor_elsewhere(taken, monkeypatch):
+    def allocates(*arguments, **keywords):
+        raise AssertionError
+
+    rnn = make("LSTM", batch_first=True).to("meta")
+    monkeypatch.setattr(torch.Tensor, "new_empty", allocates)
     with torch.no_grad():
-        assert_bit_equal(rnn(x), by_functions(rnn, x))
+        assert inference.run(rnn, torch.randn(BATCH, STEPS, INPUT, device="meta"), None) is None
+    assert taken == []
+
+
+def test_strided_inputs_and_a_learned_state_run_in_the_engine(taken):
+    rnn = make("LSTM", num_layers=2)
+    x = torch.randn(STEPS, INPUT, BATCH).transpose(1, 2)
+    hx = tuple(state.transpose(0, 1).contiguous().transpose(0, 1) for state in states_of(rnn))
+    learned = tuple(map(torch.nn.Parameter, states_of(rnn)))
+    assert not x.is_contiguous()
+    assert not hx[0].is_contiguous()
+    with torch.no_grad():
+        for states in (None, hx, learned):
+            assert_bit_equal(rnn(x, states), by_functions(rnn, x, states))
+    assert taken == [True] * 3
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_lazy_negatives_count_as_what_they_are(kind):
+    rnn = make(kind)
+    x, grad = torch.randn(STEPS, BATCH, INPUT), torch.randn(STEPS, BATCH, 7)
+    hx = states_of(rnn)
+    negative = torch._neg_view
+    states = tuple(map(negative, hx)) if kind == "LSTM" else negative(hx)
+    minus_states = tuple(-state for state in hx) if kind == "LSTM" else -hx
+    with torch.no_grad():
+        assert_bit_equal(rnn(negative(x), states), rnn(-x, minus_states))
+    for incoming, exact in ((negative(grad), -grad), (grad, grad)):
+        ours = torch.autograd.grad(rnn(negative(x), states)[0], rnn.parameters(), incoming)
+        assert_bit_equal(ours, torch.autograd.grad(rnn(-x, minus_states)[0], rnn.parameters(), exact))
+    weight = rnn.weight_hh_l0.detach().clone()
+    rnn.weight_hh_l0 = torch.nn.Parameter(negative(weight))
+    with torch.no_grad():
+        ours, with_gradients = rnn(x), by_functions(rnn, x)
+    rnn.weight_hh_l0 = torch.nn.Parameter(-weight)
+    assert_bit_equal(ours, by_functions(rnn, x))
+    assert_bit_equal(with_gradients, by_functions(rnn, x))
+    one = fastrnn.GRU(1, 1)
+    imaginary = torch.randn(1, 1, 1, dtype=torch.complex64).conj().imag
+    assert imaginary.is_neg()
+    assert imaginary.is_contiguous()
+    with torch.no_grad():
+        assert_bit_equal(one(imaginary), one(imaginary.resolve_neg()))
+
+
+def test_weights_without_memory_or_elsewhere_are_errors():
+    x = torch.randn(STEPS, BATCH, INPUT)
+    rnn = make("GRU")
+    rnn.weight_hh_l0.data.untyped_storage().resize_(0)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=r"w_hh\[0\] has no memory"):
+            rnn(x)
+    rnn = make("GRU")
+    rnn._parameters["weight_hh_l0"] = torch.nn.Parameter(rnn.weight_hh_l0.to("meta"))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=r"tensor of \[21, 7\] is on meta"):
+            rnn(x)
 
 
 def test_parametrised_weights_act(taken):
@@ -314,17 +367,18 @@ def test_the_engine_refuses_what_does_not_fit():
         refused(index, 3)
         refused(index, 0)
         refused(index, -1)
-    for cell in (-1, 0, 1, 3, 4):
+    for cell in (-1, 0, 1, 3, 4, 2.0, "lstm", None):
         refused(0, cell)
+    refused(4, tuple(weights))
     assert all(bool((t == 5.0).all()) for t in right[7:])  # nothing was written
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected 10 arguments, got 9"):
         run(*right[:-1])
-    with pytest.raises(TypeError):
-        run("lstm", *right[1:])
+    with pytest.raises(OverflowError):
+        run(1 << 80, *right[1:])
     assert run(*right) is True
 
 
-def test_threads_of_python_run_at_the_same_time():
+def test_several_threads_of_python_get_their_own_results():
     rnn = make("LSTM", num_layers=2)
     inputs = [torch.randn(STEPS, BATCH, INPUT) for _ in range(4)]
     expected = [by_functions(rnn, x) for x in inputs]
@@ -342,3 +396,111 @@ def test_threads_of_python_run_at_the_same_time():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_other_threads_of_python_go_on_meanwhile(taken):
+    rnn = fastrnn.LSTM(256, 512)
+    x = torch.randn(100, 64, 256)
+    moments, stop = [], threading.Event()
+
+    def work():
+        while not stop.is_set():
+            moments.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    start = time.perf_counter()
+    with torch.no_grad():
+        rnn(x)
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    within = [moment for moment in moments if start + 0.25 * (end - start) < moment < end - 0.25 * (end - start)]
+    assert taken == [True]
+    assert within
+
+
+class Recording:
+    """fastrnn.ops.plain, and what each call of it answered."""
+
+    def __init__(self, functions):
+        self.functions, self.calls = functions, []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            answer = getattr(self.functions, name)(*arguments)
+            self.calls.append((name, answer))
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    recording = Recording(ops.plain)
+    monkeypatch.setattr(ops, "plain", recording)
+    return recording
+
+
+def train(rnn, x):
+    output = rnn(x)[0]
+    return torch.autograd.grad(output.square().sum(), list(rnn.parameters()))
+
+
+def test_training_passes_the_dispatcher_by(plain):
+    rnn = make("LSTM", recurrent_dropout=0.5, state_grad_clip=1.0, record_state_grad_norms=True)
+    train(rnn, torch.randn(STEPS, BATCH, INPUT))
+    assert plain.calls == [("layer_forward", True), ("layer_backward", True)]
+
+
+def test_who_watches_sees_both_operators_of_training(plain):
+    rnn = make("GRU")
+    x = torch.randn(STEPS, BATCH, INPUT)
+    expected = train(rnn, x)
+    plain.calls.clear()
+    with Counting() as counting:
+        assert_bit_equal(train(rnn, x), expected)
+    with torch.profiler.profile() as profile:
+        assert_bit_equal(train(rnn, x), expected)
+    names = {event.key for event in profile.key_averages()}
+    assert plain.calls == []
+    for name in ("fastrnn::layer_forward", "fastrnn::layer_backward"):
+        assert name in counting.names
+        assert name in names
+
+
+def test_a_layer_answers_false_or_with_the_operators_error(monkeypatch):
+    calls = []
+
+    class Catch:
+        def layer_forward(self, *arguments):
+            calls.append(arguments)
+            return ops_plain.layer_forward(*arguments)
+
+    ops_plain = ops.plain
+    monkeypatch.setattr(ops, "plain", Catch())
+    with torch.no_grad():
+        functions.LSTMFunction.apply(
+            functions.Options(backend="cpu", save=False), None, None, None, None, None, None,
+            torch.randn(STEPS, BATCH, INPUT), *(state for state in states_of(make("LSTM"))), *make("LSTM").parameters(),
+        )  # fmt: skip
+    right = list(calls[0])
+    operator = torch.ops.fastrnn.layer_forward.default
+
+    class Subclass(torch.Tensor):
+        pass
+
+    x = right[2].detach()
+    for index, value in [
+        (0, 2.0), (2, x.as_subclass(Subclass)), (2, x.to("meta")), (2, x.to_sparse()), (3, tuple(right[3])), (3, [None]),
+        (2, torch._neg_view(x)), (16, 0), (2, torch._efficientzerotensor(x.shape)),
+    ]:  # fmt: skip
+        assert ops_plain.layer_forward(*right[:index], value, *right[index + 1 :]) is False, (index, value)
+    for index, value in [(2, x[:, :2].contiguous()), (2, x.double()), (0, 7), (3, []), (13, right[13][:-1])]:
+        wrong = [*right[:index], value, *right[index + 1 :]]
+        with pytest.raises(RuntimeError) as ours:
+            ops_plain.layer_forward(*wrong)
+        with torch.no_grad(), pytest.raises(RuntimeError) as theirs:
+            operator(*wrong)
+        assert str(ours.value) == str(theirs.value)

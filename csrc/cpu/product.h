@@ -169,7 +169,7 @@ void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_row
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
   // what it saves (measured with AVX2: 5 to 10% lost up to 10 rows, gains from 16 rows on).
   constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
-  constexpr int64_t kFewTiles = kLines > 5 ? kLines - 1 : 4;
+  constexpr int64_t kFewTiles = kLines - 1 > 4 ? kLines - 1 : 4;
   if (fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
     product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
   else

@@ -109,12 +109,12 @@ class Arguments {
   const void* in(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     if (!argument.tensor) return nullptr;
     check(argument, dtype, sizes);
-    return argument.tensor->const_data_ptr();
+    return with_memory(argument, argument.tensor->const_data_ptr());
   }
   void* out(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     if (!argument.tensor) return nullptr;
     check(argument, dtype, sizes);
-    return argument.tensor->mutable_data_ptr();
+    return with_memory(argument, argument.tensor->mutable_data_ptr());
   }
 
   // One tensor per direction, or none where they are not `given`.
@@ -151,6 +151,13 @@ class Arguments {
   }
 
  private:
+  // A storage can be made smaller than the tensors in it.
+  template <typename Data>
+  static Data* with_memory(const Argument& argument, Data* data) {
+    if (!data && argument.tensor->numel() > 0) fail(argument.name, " has no memory: its storage is empty");
+    return data;
+  }
+
   void check(const Argument& argument, ScalarType dtype, const Sizes& sizes) const {
     const Tensor& tensor = *argument.tensor;
     const auto came = tensor.sizes();

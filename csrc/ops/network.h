@@ -1,7 +1,7 @@
 // All layers of a module without derivatives.
 #pragma once
 
-#include <cstdlib>
+#include <algorithm>
 #include <initializer_list>
 
 #include "../cpu/buffer.h"

@@ -1,6 +1,8 @@
 // fastrnn._ops_cpu as a Python module: the engine's functions for those who need nothing of torch's dispatcher (python.h).
 #include "python.h"
 
+#include <cstdlib>
+
 #include "layer.h"
 #include "network.h"
 
@@ -10,7 +12,7 @@ namespace {
 PyObject* initialize(PyObject*, PyObject* arguments) {
   PyObject *tensor, *parameter;
   if (!PyArg_ParseTuple(arguments, "OO", &tensor, &parameter)) return nullptr;
-  return PyBool_FromLong(open_exchange(tensor, parameter));
+  return answer([&] { return open_exchange(tensor, parameter); });
 }
 
 // Whether a variable asks for what is checked, and perhaps refused, on the other way (fastrnn/backends.py: check_plans).

@@ -1,10 +1,9 @@
-// Arguments straight from Python, without torch's dispatcher, which costs ten times as much. Tensors are read through DLPack's C
+// Arguments straight from Python, without torch's dispatcher, which takes longer than a small layer. Tensors are read through DLPack's C
 // exchange API, which torch publishes on its tensor type.
 #pragma once
 
 #include <exception>
-#include <stdexcept>
-#include <string>
+#include <tuple>
 #include <utility>
 
 #include "tensor.h"
@@ -27,24 +26,39 @@ class NotPlain {};
 // A Python error is set.
 class PythonError {};
 
+// A reference that is given back.
+class Owned {
+ public:
+  explicit Owned(PyObject* object) : object_(object) {}
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
+
 struct Exchange {
   const DLPackExchangeAPI* api = nullptr;
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
+  PyObject* is_neg = nullptr;  // the method's name
 };
 inline Exchange exchange;
 
 // Whether tensors of this torch can be read.
 inline bool open_exchange(PyObject* tensor, PyObject* parameter) {
-  PyObject* const capsule = PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__");
-  const void* const found = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
-  Py_XDECREF(capsule);
+  const Owned capsule(PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__"));
+  const void* const found = capsule.get() ? PyCapsule_GetPointer(capsule.get(), "dlpack_exchange_api") : nullptr;
   PyErr_Clear();
   const auto* const api = static_cast<const DLPackExchangeAPI*>(found);
   if (!api || api->header.version.major != DLPACK_MAJOR_VERSION || !api->dltensor_from_py_object_no_sync) return false;
+  PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  if (!is_neg) throw PythonError();
   Py_IncRef(tensor);
   Py_IncRef(parameter);
-  exchange = {api, reinterpret_cast<PyTypeObject*>(tensor), reinterpret_cast<PyTypeObject*>(parameter)};
+  exchange = {api, reinterpret_cast<PyTypeObject*>(tensor), reinterpret_cast<PyTypeObject*>(parameter), is_neg};
   return true;
 }
 
@@ -73,14 +87,11 @@ inline Tensor plain_tensor(PyObject* object) {
   const size_t dim = static_cast<size_t>(tensor.ndim);
   void* const data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   const Tensor view(data, {tensor.shape, dim}, {tensor.strides, dim}, scalar_type_of(tensor.dtype));
-  const int64_t count = view.numel();
-  if (count > 0 && !tensor.data) throw NotPlain();
-  if (count == 1) {  // a negative view that is contiguous has no more numbers, unless it was made by torch._neg_view
-    PyObject* const answer = PyObject_CallMethod(object, "is_neg", nullptr);
-    const bool is_neg = !answer || PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
+  if (!tensor.data && view.numel() > 0) throw NotPlain();
+  const Owned is_neg(PyObject_CallMethodObjArgs(object, exchange.is_neg, nullptr));  // DLPack does not tell
+  if (is_neg.get() != Py_False) {
     PyErr_Clear();
-    if (is_neg) throw NotPlain();
+    throw NotPlain();
   }
   return view;
 }
@@ -97,8 +108,8 @@ inline OptionalTensor argument<OptionalTensor>(PyObject* object) {
 }
 template <>
 inline TensorList argument<TensorList>(PyObject* object) {
+  if (!PyList_Check(object)) throw NotPlain();
   const Py_ssize_t size = PyList_Size(object);
-  if (size < 0) throw PythonError();
   TensorList list;
   list.reserve(static_cast<size_t>(size));
   for (Py_ssize_t i = 0; i < size; ++i) list.push_back(plain_tensor(PyList_GetItem(object, i)));
@@ -106,21 +117,22 @@ inline TensorList argument<TensorList>(PyObject* object) {
 }
 template <>
 inline int64_t argument<int64_t>(PyObject* object) {
+  if (!PyLong_Check(object)) throw NotPlain();
   const int64_t value = PyLong_AsLongLong(object);
   if (PyErr_Occurred()) throw PythonError();
   return value;
 }
 template <>
 inline double argument<double>(PyObject* object) {
+  if (!PyFloat_Check(object) && !PyLong_Check(object)) throw NotPlain();
   const double value = PyFloat_AsDouble(object);
   if (PyErr_Occurred()) throw PythonError();
   return value;
 }
 template <>
 inline bool argument<bool>(PyObject* object) {
-  const int value = PyObject_IsTrue(object);
-  if (value < 0) throw PythonError();
-  return value != 0;
+  if (!PyBool_Check(object)) throw NotPlain();
+  return object == Py_True;
 }
 
 // Calls `function` without the interpreter's lock; what it throws is thrown with the lock.
@@ -154,7 +166,10 @@ PyObject* answer(Function function) {
 
 inline void check_count(Py_ssize_t came, Py_ssize_t expected) {
   if (came == expected && exchange.api) return;
-  PyErr_Format(PyExc_TypeError, "expected %zd arguments, after initialize(), got %zd", expected, came);
+  if (exchange.api)
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, came);
+  else
+    PyErr_SetString(PyExc_TypeError, "initialize() has not been called, or has answered False");
   throw PythonError();
 }
 
@@ -181,7 +196,7 @@ struct Function<run> {
 };
 
 template <typename Call>
-constexpr PyMethodDef method(const char* name, Call* call, const char* documentation) {
+PyMethodDef method(const char* name, Call* call, const char* documentation) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL, documentation};
 }
 
