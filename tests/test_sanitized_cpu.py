@@ -23,7 +23,7 @@ SELECTIONS = {
     # modules with dropout, lengths and recorded norms; norms of gradients, computed and as backward's sums
     "features": (
         ("inference", "lengths", "dropout", "state_grad_norms", "clip", "trust_backward"),
-        "not compile and not double_backward and not checkpointing",
+        "not compile and not double_backward and not checkpointing and not go_on_meanwhile",
         {},
     ),
     "avx2": (("precision",), "errors", {"FASTRNN_CPU_ISA": "avx2"}),
