@@ -57,14 +57,21 @@ inline std::string device_text(const Tensor& tensor) {
   return "a device of type " + std::to_string(static_cast<int>(tensor.device_type()));
 }
 
-inline ScalarKind scalar_kind(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+// What layers are computed in; none: another type.
+inline std::optional<ScalarKind> storage_kind(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float: return ScalarKind::kFloat;
     case ScalarType::Double: return ScalarKind::kDouble;
     case ScalarType::Half: return ScalarKind::kHalf;
     case ScalarType::BFloat16: return ScalarKind::kBfloat16;
-    default: fail(name, " is ", dtype_text(tensor.scalar_type()), ", expected float32, float64, float16 or bfloat16");
+    default: return std::nullopt;
   }
+}
+
+inline ScalarKind scalar_kind(const char* name, const Tensor& tensor) {
+  const std::optional<ScalarKind> kind = storage_kind(tensor.scalar_type());
+  if (!kind) fail(name, " is ", dtype_text(tensor.scalar_type()), ", expected float32, float64, float16 or bfloat16");
+  return *kind;
 }
 
 using Sizes = std::vector<int64_t>;

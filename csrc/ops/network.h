@@ -59,13 +59,9 @@ class Network {
   }
 
   bool read_x() {
-    switch (x_.scalar_type()) {
-      case ScalarType::Float: scalar_ = ScalarKind::kFloat; break;
-      case ScalarType::Double: scalar_ = ScalarKind::kDouble; break;
-      case ScalarType::Half: scalar_ = ScalarKind::kHalf; break;
-      case ScalarType::BFloat16: scalar_ = ScalarKind::kBfloat16; break;
-      default: return false;
-    }
+    const std::optional<ScalarKind> kind = storage_kind(x_.scalar_type());
+    if (!kind) return false;
+    scalar_ = *kind;
     if (x_.dim() != 3 || x_.numel() == 0 || !x_.is_contiguous()) return false;
     steps_ = x_.size(0), batch_ = x_.size(1), input_size_ = x_.size(2);
     return true;
