@@ -16,7 +16,7 @@ SELECTIONS = {
     # cells, both passes, every dtype, padded, ragged and packed, odd sizes and layouts, thread counts, clipping through time; the
     # matrix product; wrong arguments
     "layers": (
-        ("functions", "precision", "state_grad_clip", "operators", "norm_kernels"),
+        ("functions", "precision", "state_grad_clip", "operators", "norm_kernels", "work_sharing"),
         "not gradcheck and not second and not double_backward and not every_choice_of_inputs and not never_reached",
         {},
     ),

@@ -6,21 +6,25 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Sums over rows for grad_bias. Long plain sums lose digits: rows are summed 64 at a time.
+// Sums over rows for grad_bias, of each atom of the batch by itself, so that they do not depend on who does which samples. Long plain
+// sums lose digits: some 64 rows are summed at a time.
 template <typename Acc>
-struct BiasSums {
+class BiasSums {
+ public:
+  // Of one direction. `memory` [atoms, 2, size], nullptr: not asked for.
+  BiasSums(Acc* memory, int64_t size) : memory_(memory), size_(size) {}
+
+  bool wanted() const { return memory_ != nullptr; }
+  Acc* total(int64_t atom) const { return memory_ + 2 * atom * size_; }
+  // Of the last rows.
+  Acc* part(int64_t atom) const { return memory_ + (2 * atom + 1) * size_; }
+  // Steps of an atom whose rows are summed at a time.
+  static int64_t steps(int64_t atom_rows) { return atom_rows < kRows ? kRows / atom_rows : 1; }
+
+ private:
   static constexpr int64_t kRows = 64;
-
-  Acc* total;  // [biases, stride]  nullptr: not asked for
-  Acc* part;   // [biases, stride]  of the last rows
-  int64_t stride;
-  int64_t rows = 0;  // in `part`
-
-  FASTRNN_INLINE void add(int bias, int64_t j, Vec<Acc> value) const {
-    if (!total) return;
-    Acc* const sum = part + bias * stride + j;
-    store(sum, load(sum, Whole{}) + value, Whole{});
-  }
+  Acc* memory_;
+  int64_t size_;  // biases times their stride
 };
 
 template <typename Scalar>
@@ -29,17 +33,17 @@ class BackwardSequence : protected SequenceBase<Scalar> {
   using Base = SequenceBase<Scalar>;
   using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
       Base::group_;
-  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::num_unit_groups_, Base::outputs_, Base::packed_,
+  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::mode, Base::num_unit_groups_, Base::outputs_, Base::packed_,
       Base::projected_;
   using Base::projection_, Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_,
-      Base::state_mask_;
+      Base::share_work, Base::state_mask_;
   using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_;
   using typename Base::Acc;
   using typename Base::Factor;
   using typename Base::V;
 
  public:
-  // Where a sample's step lies in memory, and the factor of its clip by norm.
+  // Where a sample's step lies in memory, where its biases are summed, and the factor of its clip by norm.
   struct StepRow {
     const Scalar* gates;   // [kGates, H]
     Scalar* grad_gates;    // [kGates, H]
@@ -49,22 +53,30 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     int64_t hidden;        // element of `cells`, `n_h`, `grad_n_h`
     int64_t hidden_prev;   // of the step before
     int64_t state;         // element of `grad_h`, `h_prev`
+    Acc* bias;             // [biases, hidden_stride]  may be nullptr
     Acc factor;
   };
 
-  BackwardSequence(const Recurrence<Factor>& job, const BackwardParams& params, int64_t d, const Member& member,
+  BackwardSequence(const Recurrence<Factor>& job, const BackwardParams& params, const Work& work, const Member& member,
                    int thread, StepRow* rows, Record* records, BiasSums<Acc> bias)
-      : Base(job, d, member, thread, params.mask, params.dropout_site),
+      : Base(job, work, member, thread, params.mask, params.dropout_site),
         p_(params),
         rows_(rows),
         bias_(bias),
         records_(records + group_.first),
-        clip_(params) {}
+        clip_(params),
+        last_step_(work.step) {}
 
   __attribute__((noinline)) void run() {
-    load_states();
+    if (last_step_ == Work::kBeginning) {
+      last_step_ = group_.steps() - 1;
+      load_states();
+    }
+    const int64_t bias_steps = BiasSums<Acc>::steps(group_.atom_rows);
     int64_t live = 0;
-    for (int64_t step = group_.steps() - 1; step >= 0; --step) {
+    for (int64_t step = last_step_; step >= 0; --step) {
+      share_work(group_.count, step);
+      if (live > group_.count) live = group_.count;
       while (live < group_.count && group_.lengths[live] > step) ++live;
       find_rows(live, step);
       clip(live, step);
@@ -73,7 +85,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         barrier_.wait();
         for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
           product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size,
-                  scratch_, projection_.outgrows_cache());
+                  scratch_, mode(projection_, width == kMaxVectors));
           projected_cells(live, step, v, width);
         });
       } else {
@@ -81,12 +93,11 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       }
       if (p_.h_prev)
         for (int64_t i = 0; i < live; ++i) store_h_prev(i);
-      count_bias_rows(live);
+      if (step % bias_steps == 0) flush_bias();
       barrier_.wait();
       if (clip_.records() && !clip_.by_norm()) record(live, step);
       for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
     }
-    flush_bias();
     store_states();
     clear_padding();
   }
@@ -105,9 +116,14 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     return rows_[i].grad_y ? recurrent + load(rows_[i].grad_y + j, lanes) : recurrent;
   }
 
+  FASTRNN_INLINE void add_bias(const StepRow& row, int bias, int64_t j, V value) const {
+    if (!row.bias) return;
+    Acc* const sum = row.bias + bias * hidden_stride_ + j;
+    store(sum, load(sum, Whole{}) + value, Whole{});
+  }
+
   const BackwardParams& p_;
   StepRow* const rows_;  // [group's rows]  of each live sample at this step
-  BiasSums<Acc> bias_;
 
  private:
   void find_rows(int64_t live, int64_t step) {
@@ -125,6 +141,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
                   (first + row) * s_.hidden_size,
                   (first + prev) * s_.hidden_size,
                   (first + row) * s_.state_size,
+                  bias_.wanted() ? bias_.part(group_.first_atom + i / group_.atom_rows) : nullptr,
                   Acc(1)};
     }
   }
@@ -138,11 +155,19 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       if (cell_.has_cell)
         load_row(c_ + i * hidden_stride_, row_of(p_.grad_c_n, state_row(i), s_.hidden_size), units_, s_.hidden_size);
     }
-    if (!bias_.total) return;
-    for (int k = 0; k < cell_.num_biases(); ++k) {
-      load_row<Acc, Acc>(bias_.total + k * bias_.stride, nullptr, units_, s_.hidden_size);
-      load_row<Acc, Acc>(bias_.part + k * bias_.stride, nullptr, units_, s_.hidden_size);
-    }
+    for_each_bias([&](Acc* total, Acc* part) {
+      load_row<Acc, Acc>(total, nullptr, units_, s_.hidden_size);
+      load_row<Acc, Acc>(part, nullptr, units_, s_.hidden_size);
+    });
+  }
+
+  // Calls function(total, part) for each bias of the group's atoms.
+  template <typename Function>
+  void for_each_bias(Function function) const {
+    if (!bias_.wanted()) return;
+    for (int64_t atom = group_.first_atom; atom < group_.first_atom + group_.num_atoms(); ++atom)
+      for (int k = 0; k < cell_.num_biases(); ++k)
+        function(bias_.total(atom) + k * hidden_stride_, bias_.part(atom) + k * hidden_stride_);
   }
 
   // What a unit group finds about the group's samples at a step; two steps are kept, as in the exchange.
@@ -203,27 +228,20 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     });
   }
 
-  void count_bias_rows(int64_t live) {
-    bias_.rows += live;
-    if (bias_.rows >= BiasSums<Acc>::kRows) flush_bias();
-  }
-  void flush_bias() {
-    bias_.rows = 0;
-    if (!bias_.total) return;
-    for (int k = 0; k < cell_.num_biases(); ++k) {
+  // At the last step, 0, in any case.
+  void flush_bias() const {
+    for_each_bias([&](Acc* total, Acc* part) {
       for (int64_t j = units_.begin * kLanes; j < units_.end * kLanes; j += kLanes) {
-        Acc* const total = bias_.total + k * bias_.stride + j;
-        Acc* const part = bias_.part + k * bias_.stride + j;
-        store(total, load(total, Whole{}) + load(part, Whole{}), Whole{});
-        store(part, V(0), Whole{});
+        store(total + j, load(total + j, Whole{}) + load(part + j, Whole{}), Whole{});
+        store(part + j, V(0), Whole{});
       }
-    }
+    });
   }
 
   // Adds what comes through the recurrent product to dh.
   void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
     product(width, exchange_[step & 1], exchange_stride_, live, packed_.panel(d_, v), cell_.num_gates * s_.hidden_size,
-            scratch_, packed_.outgrows_cache());
+            scratch_, mode(packed_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         V through = load(scratch_ + (i * width - v) * kLanes + j, Whole{});
@@ -266,8 +284,10 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     if (p_.h_prev) clear_row<Acc>(typed<Scalar>(p_.h_prev) + row * state, outputs_, state);
   }
 
+  const BiasSums<Acc> bias_;
   Record* const records_;  // [2, D, unit groups, B], from the group's first sample on
   const RecurrentGradient clip_;
+  int64_t last_step_;
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

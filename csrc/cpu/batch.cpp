@@ -20,10 +20,18 @@ std::vector<int64_t> lengths_of(const Shape& shape, const int64_t* lengths, cons
   return result;
 }
 
+// Of a group of `count` samples, of which a few parts are enough for all that happens.
+int64_t rows_of_atom(int64_t count, int64_t unit) {
+  constexpr int64_t kAtoms = 4;
+  if (unit == 0) return std::max<int64_t>(count, 1);
+  const int64_t rows = (count + kAtoms - 1) / kAtoms;
+  return std::max<int64_t>((rows + unit - 1) / unit * unit, unit);
+}
+
 }  // namespace
 
-Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups)
-    : batch_(shape.batch), offsets_(offsets) {
+Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit)
+    : batch_(shape.batch), offsets_(offsets), atom_unit_(atom_unit) {
   const std::vector<int64_t> length = lengths_of(shape, lengths, offsets);
   std::vector<int64_t> order(shape.batch);
   std::iota(order.begin(), order.end(), 0);
@@ -37,6 +45,15 @@ Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets,
   starts_.push_back(static_cast<int64_t>(samples_.size()));
   samples_.push_back(0);
   for (int64_t sample : samples_) lengths_.push_back(shape.batch ? length[sample] : 0);
+  for (int index = 0; index < num_groups; ++index) {
+    first_atoms_.push_back(num_atoms_);
+    num_atoms_ += group(index).num_atoms();
+  }
+}
+
+RowGroup Batch::group(int index) const {
+  const int64_t first = starts_[index], count = starts_[index + 1] - first;
+  return {first, count, &samples_[first], &lengths_[first], first_atoms_[index], rows_of_atom(count, atom_unit_)};
 }
 
 }  // namespace fastrnn::cpu

@@ -28,12 +28,11 @@ class InputProjection {
     width_ = kMaxVectors / num_gates_;
     packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes);
     const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
-    steps_ = (rows_wanted + group_rows - 1) / group_rows;
-    if (steps_ > s.steps) steps_ = s.steps;
+    const int64_t steps = (rows_wanted + group_rows - 1) / group_rows;
     gate_stride_ = unit_vectors * kLanes;
     row_stride_ = padded_stride<Scalar>(num_gates_ * gate_stride_);
     x_stride_ = padded_stride<Element>(p.input_size);
-    const int64_t rows = steps_ * group_rows;
+    const int64_t rows = rows_ = (steps < s.steps ? steps : s.steps) * group_rows;
     const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
     gates_at_ = lines(rows * x_stride_ * static_cast<int64_t>(sizeof(Element)));
     products_at_ = gates_at_ + lines(rows * row_stride_ * static_cast<int64_t>(sizeof(Scalar)));
@@ -45,7 +44,9 @@ class InputProjection {
       for (int gate = 0; gate < num_gates_; ++gate) add_biases(d, gate, cell.has_extra && gate == num_gates_ - 1);
   }
 
-  int64_t steps() const { return steps_; }  // of a round
+  // Of a round of `count` samples.
+  int64_t steps(int64_t count) const { return rows_ / count; }
+  const PackedMatrix<Factor>& packed() const { return packed_; }
   int64_t gate_stride() const { return gate_stride_; }
 
   void pack(int64_t d, int64_t v, int width) const { packed_.pack_rows(typed<Scalar>(p_->w_ih[d]), d, v, width); }
@@ -61,12 +62,11 @@ class InputProjection {
   }
 
   // The round: `num_rows` rows, of the units of `units`.
-  void multiply(int thread, int64_t d, Range units, int64_t num_rows) const {
+  void multiply(int thread, int64_t d, Range units, int64_t num_rows, ProductMode mode) const {
     const Element* const x = at<Element>(thread, 0);
     Acc* const products = at<Acc>(thread, products_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
-      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, products,
-              packed_.outgrows_cache());
+      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, products, mode);
       for (int u = 0; u < width; ++u)
         for (int gate = 0; gate < num_gates_; ++gate)
           store_gate(bias(d, gate) + (v + u) * kLanes, products + (u * num_gates_ + gate) * kLanes,
@@ -111,7 +111,7 @@ class InputProjection {
 
   const LayerForwardParams* p_ = nullptr;
   int num_gates_ = 1, width_ = 1;
-  int64_t steps_ = 1;
+  int64_t rows_ = 0;  // the most of a round
   int64_t gate_stride_ = 0, row_stride_ = 0, x_stride_ = 0, bias_stride_ = 0;
   int64_t gates_at_ = 0, products_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;

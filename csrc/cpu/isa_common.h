@@ -14,3 +14,4 @@
 #include "split.h"
 #include "storage.h"
 #include "team.h"
+#include "work_queue.h"

@@ -6,7 +6,7 @@
 // outgrow the second-level cache, the multiplications with one piece fetch the next: by itself it would come while only the
 // first rows are multiplied, and they would wait for it.
 //
-// Sums are formed in an order that depends on the sizes alone, so two runs agree to the bit.
+// Sums are formed in an order that depends on the sizes and ProductMode alone, so two runs agree to the bit.
 #pragma once
 
 #include "factors.h"
@@ -27,11 +27,16 @@ constexpr int tile_rows(int num_vectors) {
   return rows < 8 ? rows : 8;
 }
 
-// Sums of one row (or two) are too few to hide the latency of the FMA; then k is split over several sets of them.
-constexpr int tile_sets(int num_rows, int num_vectors) {
-  const int sums = num_rows * num_vectors;
-  return sums > 4 ? 1 : sums > 2 ? 2 : 4;
-}
+// How a product is done.
+struct ProductMode {
+  bool fetches_ahead;  // the panels come from beyond the second-level cache, and the next one lies behind this one
+  // The last row, where it has a tile for itself, may be summed by several chains (tile_sets). Not where a row may be the last
+  // in one run and not in the next.
+  bool splits_k;
+};
+
+// Sums of one row are too few to hide the latency of the FMA; then k is split over several sets of them.
+constexpr int tile_sets(int num_vectors) { return num_vectors > 4 ? 1 : num_vectors > 2 ? 2 : 4; }
 
 template <typename Factor>
 using ElementOf = typename FactorTraits<Factor>::Element;
@@ -56,12 +61,11 @@ struct NothingAhead {
 };
 
 // out[row][vector][lane] (+)= a[row][k] panel[k][vector][lane]
-template <int kRows, int kVectors, typename Factor, typename Ahead>
+template <int kRows, int kVectors, int kSets, typename Factor, typename Ahead>
 FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel, int64_t num_k,
                                  typename AccOf<Factor>::type* out, bool accumulate, Ahead ahead) {
   using V = Vec<typename AccOf<Factor>::type>;
   using Traits = FactorTraits<Factor>;
-  constexpr int kSets = tile_sets(kRows, kVectors);
   V sums[kSets][kRows][kVectors];
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row)
@@ -121,13 +125,16 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
 }
 
 template <int kVectors, int kRows, typename Factor, typename Ahead>
-FASTRNN_INLINE void product_last_rows(int num_rows, const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel,
-                                      int64_t num_k, typename AccOf<Factor>::type* out, bool accumulate, Ahead ahead) {
+FASTRNN_INLINE void product_last_rows(int num_rows, bool splits_k, const ElementOf<Factor>* a, int64_t a_stride,
+                                      const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
+                                      bool accumulate, Ahead ahead) {
   if constexpr (kRows > 0) {
-    if (num_rows == kRows)
-      product_tile<kRows, kVectors>(a, a_stride, panel, num_k, out, accumulate, ahead);
+    if (num_rows != kRows)
+      product_last_rows<kVectors, kRows - 1>(num_rows, splits_k, a, a_stride, panel, num_k, out, accumulate, ahead);
+    else if (kRows == 1 && splits_k)
+      product_tile<kRows, kVectors, tile_sets(kVectors)>(a, a_stride, panel, num_k, out, accumulate, ahead);
     else
-      product_last_rows<kVectors, kRows - 1>(num_rows, a, a_stride, panel, num_k, out, accumulate, ahead);
+      product_tile<kRows, kVectors, 1>(a, a_stride, panel, num_k, out, accumulate, ahead);
   }
 }
 
@@ -140,12 +147,12 @@ inline int64_t piece_bytes() {
 
 template <typename Ahead, int kVectors, typename Factor>
 FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out) {
+                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
+                                       bool splits_k) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
-  // One tile reads the panel once: nothing to keep.
-  const int64_t piece = num_rows <= kRows ? num_k : piece_bytes() / kWidthBytes * kSteps;
+  const int64_t piece = piece_bytes() / kWidthBytes * kSteps;
   const int64_t num_tiles = (num_rows + kRows - 1) / kRows, ahead_bytes = (kWidthBytes + num_tiles - 1) / num_tiles;
   int64_t k = 0;
   do {
@@ -154,39 +161,38 @@ FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_str
     Ahead ahead(from + count / kSteps * kWidth, ahead_bytes);
     int64_t row = 0;
     for (; row + kRows <= num_rows; row += kRows) {
-      product_tile<kRows, kVectors>(a + row * a_stride + k, a_stride, from, count, out + row * kWidth, k > 0, ahead);
+      product_tile<kRows, kVectors, 1>(a + row * a_stride + k, a_stride, from, count, out + row * kWidth, k > 0, ahead);
       ahead.next_tile(count / kSteps);
     }
-    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), a + row * a_stride + k, a_stride, from,
-                                           count, out + row * kWidth, k > 0, ahead);
+    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), splits_k, a + row * a_stride + k, a_stride,
+                                           from, count, out + row * kWidth, k > 0, ahead);
     k += count;
   } while (k < num_k);
 }
 
 template <int kVectors, typename Factor>
 void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
-                   typename AccOf<Factor>::type* out, bool fetches_ahead) {
+                   typename AccOf<Factor>::type* out, ProductMode mode) {
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
   // what it saves (measured with AVX2: 2 to 10% lost up to 10 rows, even at 16, gains at 32).
   constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
   constexpr int64_t kFewTiles = kLines - 1 > 4 ? kLines - 1 : 4;
-  if (fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
-    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
+  if (mode.fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
+    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, mode.splits_k);
   else
-    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out);
+    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, mode.splits_k);
 }
 
 // out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
-// `fetches_ahead`: the panels come from beyond the second-level cache, and the next one lies behind this one.
 template <typename Factor>
 __attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
                                        const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                       bool fetches_ahead) {
+                                       ProductMode mode) {
   switch (num_vectors) {
-    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
-    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
-    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
-    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, fetches_ahead);
+    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, mode);
+    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, mode);
+    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, mode);
+    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, mode);
   }
 }
 

@@ -19,7 +19,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <typename Scalar, typename Cell>
 class BackwardCells final : public BackwardSequence<Scalar> {
   using Base = BackwardSequence<Scalar>;
-  using Base::bias_, Base::c_, Base::exchange_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes,
+  using Base::add_bias, Base::c_, Base::exchange_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes,
       Base::p_;
   using Base::rows_, Base::s_, Base::scratch_, Base::state_row, Base::state_stride_, Base::units_;
   using typename Base::Acc;
@@ -92,11 +92,11 @@ class BackwardCells final : public BackwardSequence<Scalar> {
     for (int gate = 0; gate < kGates; ++gate) {
       store(row.grad_gates + gate * s_.hidden_size + j, grad_x[gate], lanes);
       store(to_product + gate * s_.hidden_size, grad_r[gate], lanes);
-      bias_.add(gate, j, grad_x[gate]);
+      add_bias(row, gate, j, grad_x[gate]);
     }
     if constexpr (Cell::kHasExtra) {
       store(typed<Scalar>(p_.grad_n_h) + row.hidden + j, grad_r[kGates - 1], lanes);
-      bias_.add(kGates, j, grad_r[kGates - 1]);
+      add_bias(row, kGates, j, grad_r[kGates - 1]);
     }
     return direct.h;
   }
@@ -117,13 +117,14 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
+    this->share(num_threads, tile_rows(kMaxVectors), p_.lengths, p_.offsets, s.state_size, 1,
+                Cell::kGates * s.hidden_size);
     if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));
     records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
     bias_size_ = this->cell_.num_biases() * this->hidden_stride_;
-    if (p_.grad_bias) bias_.allocate(2 * s.directions * this->split_.row_groups * bias_size_ * sizeof(Acc));
+    if (p_.grad_bias) bias_.allocate(2 * s.directions * this->batch_->num_atoms() * bias_size_ * sizeof(Acc));
   }
 
   void pack(int64_t d, const Member& member) override {
@@ -136,19 +137,17 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     });
   }
 
-  // Sums of a row group; `part` 1 are those of the last rows.
-  Acc* bias(int64_t d, int row_group, int part) const {
-    return p_.grad_bias ? bias_.as<Acc>() + ((d * this->split_.row_groups + row_group) * 2 + part) * bias_size_
-                        : nullptr;
+  BiasSums<Acc> bias(int64_t d) const {
+    return {p_.grad_bias ? bias_.as<Acc>() + 2 * d * this->batch_->num_atoms() * bias_size_ : nullptr, bias_size_};
   }
 
-  void run(int64_t d, const Member& member, int thread) override {
-    Sequence(*this, p_, d, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
-             {bias(d, member.row_group, 0), bias(d, member.row_group, 1), this->hidden_stride_})
+  void run(const Work& work, const Member& member, int thread) override {
+    Sequence(*this, p_, work, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
+             bias(work.direction))
         .run();
   }
 
-  // Adds up the row groups' bias sums, in their order.
+  // Adds up the atoms' bias sums, in their order.
   void finish(int64_t d, const Member& member) override {
     if (!p_.grad_bias || member.row_group != 0) return;
     const int64_t hidden = p_.shape.hidden_size;
@@ -157,9 +156,9 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
       for_each_vector<Acc>(this->owned(hidden, member), hidden,
                            [&](int64_t j, auto lanes) __attribute__((always_inline)) {
                              const int64_t at = k * this->hidden_stride_ + j;
-                             Vec<Acc> sum = load(bias(d, 0, 0) + at, Whole{});
-                             for (int group = 1; group < this->split_.row_groups; ++group)
-                               sum += load(bias(d, group, 0) + at, Whole{});
+                             Vec<Acc> sum(0);
+                             for (int64_t atom = 0; atom < this->batch_->num_atoms(); ++atom)
+                               sum += load(bias(d).total(atom) + at, Whole{});
                              store(out + j, sum, lanes);
                            });
     }

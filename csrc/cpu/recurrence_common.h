@@ -94,7 +94,8 @@ Split split_of_step(const Shape& shape, int64_t num_outputs, int num_gates, int6
       num_threads);
 }
 
-// A call: packs the weights and runs each direction. Scratch memory is laid out by the samples' places in the batch's order, so
+// A call: packs the weights and runs each direction; threads that wait for nobody at a step take work from each other in the end
+// (work_queue.h). Scratch memory is laid out by the samples' places in the batch's order, so
 // that a row group's rows are neighbours.
 template <typename Factor>
 class Recurrence : public TeamJob {
@@ -109,25 +110,43 @@ class Recurrence : public TeamJob {
     const int64_t last = split_.direction_teams == 2 ? first + 1 : shape_.directions;
     for (int64_t d = first; d < last; ++d) pack(d, member);
     team_barriers_[member.direction_team].wait();
-    for (int64_t d = first; d < last; ++d) run(d, member, thread);
-    team_barriers_[member.direction_team].wait();
+    Work work{};
+    for (int64_t d = first; d < last; ++d) {
+      work = {d, batch_->group(member.row_group), Work::kBeginning};
+      run(work, member, thread);
+      work_queue_.done();
+    }
+    if (shares_work_) {
+      while (work_queue_.take(work)) {
+        run(work, member, thread);
+        work_queue_.done();
+      }
+    } else {
+      team_barriers_[member.direction_team].wait();
+    }
     for (int64_t d = first; d < last; ++d) finish(d, member);
   }
+
+  // Whether who does a sample's steps may change in the middle.
+  bool shares_work() const { return shares_work_; }
+  WorkQueue& work_queue() const { return work_queue_; }
 
  protected:
   Recurrence(const Shape& shape, CellTraits cell, bool projected, int64_t l2_bytes)
       : shape_(shape), cell_(cell), projected_(projected), l2_bytes_(l2_bytes) {}
 
   virtual void pack(int64_t d, const Member& member) = 0;
-  virtual void run(int64_t d, const Member& member, int thread) = 0;
+  virtual void run(const Work& work, const Member& member, int thread) = 0;
   // When every thread has run direction d.
   virtual void finish(int64_t d, const Member& member) = 0;
 
-  // Divides the work; the recurrent product is that of split_of_step.
-  void share(int num_threads, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs, int num_gates,
-             int64_t num_k) {
+  // Divides the work; the recurrent product is that of split_of_step. `tile_rows`: of its widest panels.
+  void share(int num_threads, int tile_rows, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs,
+             int num_gates, int64_t num_k) {
     split_ = split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads);
-    batch_.emplace(shape_, lengths, offsets, split_.row_groups);
+    shares_work_ = split_.unit_groups == 1 && split_.threads() > 1;
+    if (shares_work_) work_queue_.reset(num_threads, shape_.directions * split_.row_groups);
+    batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows : 0);
     group_rows_ = shape_.batch / split_.row_groups + 1;
     hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);
     state_stride_ = padded_stride<Acc>(shape_.state_size);
@@ -181,6 +200,8 @@ class Recurrence : public TeamJob {
   PackedMatrix<Factor> packed_, projection_;
   Buffer h_, c_, exchange_, projection_exchange_, scratch_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
+  bool shares_work_ = false;
+  mutable WorkQueue work_queue_;
 
   template <typename>
   friend class SequenceBase;
@@ -196,7 +217,7 @@ class SequenceBase {
   using V = Vec<Acc>;
   static constexpr int kLanes = V::kLanes;
 
-  SequenceBase(const Recurrence<Factor>& job, int64_t d, const Member& member, int thread, const void* mask,
+  SequenceBase(const Recurrence<Factor>& job, const Work& work, const Member& member, int thread, const void* mask,
                DropoutSite site)
       : job_(job),
         s_(job.shape_),
@@ -205,11 +226,11 @@ class SequenceBase {
         batch_(*job.batch_),
         packed_(job.packed_),
         projection_(job.projection_),
-        d_(d),
+        d_(work.direction),
         num_unit_groups_(job.split_.unit_groups),
         unit_group_(member.unit_group),
         barrier_(job.group_barriers_[member.direction_team * job.split_.row_groups + member.row_group]),
-        group_(job.batch_->group(member.row_group)),
+        group_(work.group),
         units_(job.owned(s_.hidden_size, member)),
         outputs_(job.owned(s_.state_size, member)),
         hidden_stride_(job.hidden_stride_),
@@ -230,12 +251,27 @@ class SequenceBase {
   // The time at which sample `i` takes its step `step`, which is its number in the order of forward.
   int64_t time(int64_t i, int64_t step) const { return d_ == 0 ? step : group_.lengths[i] - 1 - step; }
 
+  // For the panels that `packed` is cut into; `widest`: of the width from which atoms got their size.
+  ProductMode mode(const PackedMatrix<Factor>& packed, bool widest) const {
+    return {packed.outgrows_cache(), widest || !job_.shares_work()};
+  }
+
+  // Leaves the samples from about the middle of `rows` on, with step `step` to do next, to a thread that has nothing to do.
+  FASTRNN_INLINE void share_work(int64_t rows, int64_t step) {
+    if (job_.shares_work() && job_.work_queue().wanted()) give_half(rows, step);
+  }
+
   template <typename Lanes>
   FASTRNN_INLINE V keep(int64_t i, int64_t j, Lanes lanes) const {
     return candidate_mask_ ? load(candidate_mask_ + state_row(i) * s_.hidden_size + j, lanes) : V(1);
   }
 
  private:
+  __attribute__((noinline)) void give_half(int64_t rows, int64_t step) {
+    const int64_t kept = group_.middle(rows);
+    if (kept > 0 && job_.work_queue().give({d_, group_.after(kept), step})) group_.count = kept;
+  }
+
   // The group's rows in a scratch array [copies, D, B, stride].
   template <typename T>
   T* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
@@ -252,7 +288,7 @@ class SequenceBase {
   const int64_t d_;
   const int num_unit_groups_, unit_group_;
   Barrier& barrier_;
-  const RowGroup group_;
+  RowGroup group_;       // may lose samples
   const Range units_;    // owned vectors of hidden units
   const Range outputs_;  // owned vectors of h: the same ones unless there is a projection
   const int64_t hidden_stride_, state_stride_, exchange_stride_, projection_stride_;

@@ -23,10 +23,10 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   using Base = SequenceBase<Scalar>;
   using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
       Base::group_;
-  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::outputs_, Base::packed_, Base::projected_,
+  using Base::h_, Base::hidden_stride_, Base::kLanes, Base::mode, Base::outputs_, Base::packed_, Base::projected_,
       Base::projection_;
-  using Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_, Base::state_mask_,
-      Base::state_row;
+  using Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_, Base::share_work,
+      Base::state_mask_, Base::state_row;
   using Base::state_stride_, Base::time, Base::units_;
   using typename Base::Acc;
   using typename Base::Element;
@@ -44,27 +44,38 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
   // `input`: the input projection, nullptr where `gates` holds it.
   ForwardSequence(const Recurrence<Factor>& job, const ForwardParams& params, const InputProjection<Scalar>* input,
-                  int64_t d, const Member& member, int thread, StepRow* rows, StepRow* next_rows)
-      : Base(job, d, member, thread, params.mask, params.dropout_site),
+                  const Work& work, const Member& member, int thread, StepRow* rows, StepRow* next_rows)
+      : Base(job, work, member, thread, params.mask, params.dropout_site),
         p_(params),
         input_stride_(input ? input->gate_stride() : s_.hidden_size),
         rows_(rows),
         next_rows_(next_rows),
         input_(input),
-        thread_(thread) {}
+        thread_(thread),
+        first_step_(work.step) {}
 
   __attribute__((noinline)) void run() {
-    load_states();
+    if (first_step_ == Work::kBeginning) {
+      first_step_ = 0;
+      load_states();
+    }
     barrier_.wait();
     int64_t live = group_.count;
-    while (live > 0 && group_.lengths[live - 1] == 0) --live;
+    while (live > 0 && group_.lengths[live - 1] <= first_step_) --live;
+    int64_t round_end = first_step_;
     int64_t input_row = 0;  // of the step in its round
-    find_rows(next_rows_, live, 0, input_row);
-    for (int64_t step = 0; step < group_.steps(); ++step) {
+    find_rows(next_rows_, live, first_step_, input_row);
+    for (int64_t step = first_step_; step < group_.steps(); ++step) {
       while (group_.lengths[live - 1] <= step) --live;
-      if (input_ && step % input_->steps() == 0) project_input(live, step);
+      if (step == round_end) {
+        share_work(live, step);
+        if (live > group_.count) live = group_.count;
+        round_end += input_ ? input_->steps(group_.count) : 1;
+        if (round_end > group_.steps()) round_end = group_.steps();
+        if (input_) project_input(live, step, round_end);
+      }
       std::swap(rows_, next_rows_);
-      input_row = input_ && (step + 1) % input_->steps() == 0 ? 0 : input_row + live;
+      input_row = step + 1 == round_end ? 0 : input_row + live;
       find_rows(next_rows_, live, step + 1, input_row);
       h_next_ = exchange_[(step + 1) & 1];
       cells(live, exchange_[step & 1]);
@@ -111,17 +122,15 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     }
   }
 
-  // For the steps from `step` on, which has `live` samples.
-  void project_input(int64_t live, int64_t step) const {
-    const int64_t left = group_.steps() - step;
-    const int64_t end = step + (left < input_->steps() ? left : input_->steps());
+  // For the steps from `step`, which has `live` samples, to `end`.
+  void project_input(int64_t live, int64_t step, int64_t end) const {
     int64_t num_rows = 0;
     for (; step < end; ++step) {
       while (group_.lengths[live - 1] <= step) --live;
       for (int64_t i = 0; i < live; ++i)
         input_->put_row(thread_, num_rows++, batch_.row(time(i, step), group_.samples[i]));
     }
-    input_->multiply(thread_, d_, units_, num_rows);
+    input_->multiply(thread_, d_, units_, num_rows, {input_->packed().outgrows_cache(), !this->job_.shares_work()});
   }
 
   void load_states() {
@@ -150,7 +159,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
   void project_panel(int64_t live, int64_t v, int width) {
     product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_,
-            projection_.outgrows_cache());
+            mode(projection_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
@@ -181,6 +190,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
   const InputProjection<Scalar>* const input_;
   const int thread_;
+  int64_t first_step_;
   Element* h_next_ = nullptr;
 };
 
@@ -213,7 +223,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
   void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
     product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_,
-            packed_.outgrows_cache());
+            this->mode(packed_, width == kWidth));
     const bool last = v + width >= units_.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
@@ -314,7 +324,8 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates, s.state_size);
+    this->share(num_threads, tile_rows(Sequence::kWidth * Cell::kGates), p_.lengths, p_.offsets, s.hidden_size,
+                Cell::kGates, s.state_size);
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
@@ -336,9 +347,9 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
     });
   }
 
-  void run(int64_t d, const Member& member, int thread) override {
+  void run(const Work& work, const Member& member, int thread) override {
     StepRow* const rows = rows_.as<StepRow>() + 2 * thread * rows_stride_;
-    Sequence(*this, p_, p_.x ? &input_ : nullptr, d, member, thread, rows, rows + rows_stride_).run();
+    Sequence(*this, p_, p_.x ? &input_ : nullptr, work, member, thread, rows, rows + rows_stride_).run();
   }
 
   void finish(int64_t, const Member&) override {}

@@ -11,8 +11,29 @@
 
 namespace fastrnn::cpu {
 
-// A meeting point of `size` threads. Waiting spins for some 20 microseconds, several steps' worth, then gives the core away,
-// so that threads which share their cores with other work do not stand in each other's way.
+// Between two looks at what a thread waits for: spins for some 20 microseconds, several steps' worth, then gives the core away, so
+// that threads which share their cores with other work do not stand in each other's way.
+class Patience {
+ public:
+  void wait() {
+    if (spins_ == kSpins) {
+      sched_yield();
+      return;
+    }
+    ++spins_;
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+ private:
+  static constexpr int kSpins = 1000;
+  int spins_ = 0;
+};
+
+// A meeting point of `size` threads.
 class Barrier {
  public:
   void set_size(int size) { size_ = size; }
@@ -25,24 +46,11 @@ class Barrier {
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
-    for (int spin = 0; spin < kSpins; ++spin) {
-      if (phase_.load(std::memory_order_acquire) != phase) return;
-      pause();
-    }
-    while (phase_.load(std::memory_order_acquire) == phase) sched_yield();
+    Patience patience;
+    while (phase_.load(std::memory_order_acquire) == phase) patience.wait();
   }
 
  private:
-  static constexpr int kSpins = 1000;
-
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> phase_{0};
   int size_ = 1;

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "../cpu/work_queue.h"
 #include "layer.h"
 #include "network.h"
 
@@ -38,6 +39,8 @@ PyObject* run_network(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
+PyObject* times_given(PyObject*, PyObject*) { return PyLong_FromLongLong(cpu::times_given()); }
+
 PyMethodDef methods[] = {{"initialize", initialize, METH_VARARGS,
                           "initialize(Tensor, Parameter) -> bool: whether this torch lets tensors be read; the other "
                           "functions may be called then."},
@@ -49,6 +52,8 @@ PyMethodDef methods[] = {{"initialize", initialize, METH_VARARGS,
                                 "The operator's arguments -> bool; False: they are not plain."),
                          method("layer_backward", Function<&ops::layer_backward<run_layer_backward>>::call,
                                 "The operator's arguments -> bool; False: they are not plain."),
+                         {"times_given", times_given, METH_NOARGS,
+                          "times_given() -> int: how often a thread of a recurrence has given work to another one."},
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_ops_cpu", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
