@@ -4,7 +4,7 @@
 // either whose operators and `sigmoid`, `tanh`, `relu`, `positive` are found by argument lookup (cpu/simd.h), so the same
 // text is the scalar, the vectorised and the CUDA cell.
 //
-//   forward:  x     input side of the pre-activations, biases included
+//   forward:  x     input side of the pre-activations, biases included; `AddedToR` where r contains it
 //             r     recurrent product (GRU: r[2] carries b_hn, since the reset is applied after the product)
 //             keep  dropout factor of the candidate, 1 when that dropout is off
 //             gates what backward needs of the gates, written over x's place in memory
@@ -29,6 +29,12 @@ struct State {
   Acc h;
   Acc c;  // LSTM alone
 };
+
+struct AddedToR {};
+template <typename Acc>
+FASTRNN_HD Acc operator+(AddedToR, const Acc& r) {
+  return r;
+}
 
 #if defined(__CUDACC__)
 namespace cuda {  // intrinsics.cuh
@@ -63,8 +69,8 @@ struct RnnTanh {
   static constexpr bool kHasCell = false;   // carries c
   static constexpr bool kHasExtra = false;  // saves `extra`
 
-  template <typename Acc>
-  FASTRNN_HD static State<Acc> forward(const Acc (&x)[1], const Acc (&r)[1], State<Acc>, Acc, Acc (&)[1], Acc&) {
+  template <typename X, typename Acc>
+  FASTRNN_HD static State<Acc> forward(const X (&x)[1], const Acc (&r)[1], State<Acc>, Acc, Acc (&)[1], Acc&) {
     return {tanh(x[0] + r[0]), Acc(0)};
   }
   template <typename Acc>
@@ -81,8 +87,8 @@ struct RnnRelu {
   static constexpr bool kHasCell = false;
   static constexpr bool kHasExtra = false;
 
-  template <typename Acc>
-  FASTRNN_HD static State<Acc> forward(const Acc (&x)[1], const Acc (&r)[1], State<Acc>, Acc, Acc (&)[1], Acc&) {
+  template <typename X, typename Acc>
+  FASTRNN_HD static State<Acc> forward(const X (&x)[1], const Acc (&r)[1], State<Acc>, Acc, Acc (&)[1], Acc&) {
     return {relu(x[0] + r[0]), Acc(0)};
   }
   template <typename Acc>
@@ -99,8 +105,8 @@ struct Lstm {
   static constexpr bool kHasCell = true;
   static constexpr bool kHasExtra = false;
 
-  template <typename Acc>
-  FASTRNN_HD static State<Acc> forward(const Acc (&x)[4], const Acc (&r)[4], State<Acc> prev, Acc keep, Acc (&gates)[4],
+  template <typename X, typename Acc>
+  FASTRNN_HD static State<Acc> forward(const X (&x)[4], const Acc (&r)[4], State<Acc> prev, Acc keep, Acc (&gates)[4],
                                        Acc&) {
     gates[0] = sigmoid(x[0] + r[0]);
     gates[1] = sigmoid(x[1] + r[1]);

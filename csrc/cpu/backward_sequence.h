@@ -84,7 +84,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         for (int64_t i = 0; i < live; ++i) gather_state_gradient(i);
         barrier_.wait();
         for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
-          product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size,
+          product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size, {},
                   scratch_, mode(projection_, width == kMaxVectors));
           projected_cells(live, step, v, width);
         });
@@ -241,7 +241,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
   // Adds what comes through the recurrent product to dh.
   void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
     product(width, exchange_[step & 1], exchange_stride_, live, packed_.panel(d_, v), cell_.num_gates * s_.hidden_size,
-            scratch_, mode(packed_, width == kMaxVectors));
+            {}, scratch_, mode(packed_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         V through = load(scratch_ + (i * width - v) * kLanes + j, Whole{});

@@ -29,17 +29,16 @@ class InputProjection {
     packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes);
     const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
     const int64_t steps = (rows_wanted + group_rows - 1) / group_rows;
-    gate_stride_ = unit_vectors * kLanes;
-    row_stride_ = padded_stride<Scalar>(num_gates_ * gate_stride_);
+    const int64_t rows_of_round = (steps < s.steps ? steps : s.steps) * group_rows;
+    panel_stride_ = rows_of_round * num_gates_ * kLanes;
     x_stride_ = padded_stride<Element>(p.input_size);
-    const int64_t rows = rows_ = (steps < s.steps ? steps : s.steps) * group_rows;
+    rows_ = rows_of_round;
     const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
-    gates_at_ = lines(rows * x_stride_ * static_cast<int64_t>(sizeof(Element)));
-    products_at_ = gates_at_ + lines(rows * row_stride_ * static_cast<int64_t>(sizeof(Scalar)));
-    thread_bytes_ = products_at_ + lines(rows * kMaxVectors * kVectorBytes) + kLineBytes;
+    sums_at_ = lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
+    thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kLineBytes;
     memory_.allocate(num_threads * thread_bytes_);
-    bias_stride_ = padded_stride<Acc>(s.hidden_size);
-    bias_.allocate(s.directions * num_gates_ * bias_stride_ * static_cast<int64_t>(sizeof(Acc)));
+    num_vectors_ = num_vectors<Acc>(s.hidden_size);
+    bias_.allocate(s.directions * num_vectors_ * num_gates_ * kLanes * static_cast<int64_t>(sizeof(Acc)));
     for (int64_t d = 0; d < s.directions; ++d)
       for (int gate = 0; gate < num_gates_; ++gate) add_biases(d, gate, cell.has_extra && gate == num_gates_ - 1);
   }
@@ -47,13 +46,12 @@ class InputProjection {
   // Of a round of `count` samples.
   int64_t steps(int64_t count) const { return rows_ / count; }
   const PackedMatrix<Factor>& packed() const { return packed_; }
-  int64_t gate_stride() const { return gate_stride_; }
-
   void pack(int64_t d, int64_t v, int width) const { packed_.pack_rows(typed<Scalar>(p_->w_ih[d]), d, v, width); }
 
-  // What row `index` of a thread's round gives, by units, of which `first` is the thread's first one.
-  Scalar* gates(int thread, int64_t index, int64_t first) const {
-    return at<Scalar>(thread, gates_at_) + index * row_stride_ - first;
+  // What row `index` of a thread's round gives for the panel of `width` unit vectors from `v` on, of which `first` is the thread's
+  // first one: [unit vector][gate][lane], and so for the next rows.
+  Acc* sums(int thread, int64_t index, int64_t first, int64_t v, int width) const {
+    return at<Acc>(thread, sums_at_) + (v - first) * panel_stride_ + index * width * num_gates_ * kLanes;
   }
 
   // Row `index` of the next round is a row of x.
@@ -64,14 +62,9 @@ class InputProjection {
   // The round: `num_rows` rows, of the units of `units`.
   void multiply(int thread, int64_t d, Range units, int64_t num_rows, ProductMode mode) const {
     const Element* const x = at<Element>(thread, 0);
-    Acc* const products = at<Acc>(thread, products_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
-      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, products, mode);
-      for (int u = 0; u < width; ++u)
-        for (int gate = 0; gate < num_gates_; ++gate)
-          store_gate(bias(d, gate) + (v + u) * kLanes, products + (u * num_gates_ + gate) * kLanes,
-                     width * num_gates_ * kLanes, num_rows,
-                     gates(thread, 0, units.begin * kLanes) + gate * gate_stride_ + (v + u) * kLanes);
+      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, {bias(d, v), 0},
+              sums(thread, 0, units.begin, v, width), mode);
     });
   }
 
@@ -87,15 +80,8 @@ class InputProjection {
                              __attribute__((always_inline)) { store(to + k, load(from + k, lanes), Whole{}); });
   }
 
-  // One gate of a vector of units: the products of all rows, `stride` apart.
-  __attribute__((noinline)) void store_gate(const Acc* bias, const Acc* products, int64_t stride, int64_t num_rows,
-                                            Scalar* gates) const {
-    const Vec<Acc> b = load(bias, Whole{});
-    for (int64_t row = 0; row < num_rows; ++row)
-      store(gates + row * row_stride_, load(products + row * stride, Whole{}) + b, Whole{});
-  }
-
-  Acc* bias(int64_t d, int gate) const { return bias_.as<Acc>() + (d * num_gates_ + gate) * bias_stride_; }
+  // [gate][lane] of the units of vector `v`, and of the next vectors.
+  Acc* bias(int64_t d, int64_t v) const { return bias_.as<Acc>() + (d * num_vectors_ + v) * num_gates_ * kLanes; }
 
   void add_biases(int64_t d, int gate, bool b_ih_alone) const {
     const int64_t hidden = p_->shape.hidden_size;
@@ -105,15 +91,15 @@ class InputProjection {
       Vec<Acc> sum(0);
       if (b_ih) sum += load(b_ih + gate * hidden + j, lanes);
       if (b_hh) sum += load(b_hh + gate * hidden + j, lanes);
-      store(bias(d, gate) + j, sum, Whole{});
+      store(bias(d, j / kLanes) + gate * kLanes, sum, Whole{});
     });
   }
 
   const LayerForwardParams* p_ = nullptr;
   int num_gates_ = 1, width_ = 1;
   int64_t rows_ = 0;  // the most of a round
-  int64_t gate_stride_ = 0, row_stride_ = 0, x_stride_ = 0, bias_stride_ = 0;
-  int64_t gates_at_ = 0, products_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
+  int64_t panel_stride_ = 0, x_stride_ = 0, num_vectors_ = 0;
+  int64_t sums_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;
   Buffer memory_, bias_;
 };

@@ -35,6 +35,15 @@ struct ProductMode {
   bool splits_k;
 };
 
+// What the sums begin with.
+template <typename Acc>
+struct Start {
+  const Acc* from;  // [rows][vector][lane]; nullptr: zeros
+  int64_t stride;   // from row to row; 0: the same for all
+
+  FASTRNN_INLINE Start of_row(int64_t row) const { return {from ? from + row * stride : nullptr, stride}; }
+};
+
 // Sums of one row are too few to hide the latency of the FMA; then k is split over several sets of them.
 constexpr int tile_sets(int num_vectors) { return num_vectors > 4 ? 1 : num_vectors > 2 ? 2 : 4; }
 
@@ -60,10 +69,11 @@ struct NothingAhead {
   FASTRNN_INLINE void next_tile(int64_t) {}
 };
 
-// out[row][vector][lane] (+)= a[row][k] panel[k][vector][lane]
+// out[row][vector][lane] = start[row][vector][lane] + a[row][k] panel[k][vector][lane]
 template <int kRows, int kVectors, int kSets, typename Factor, typename Ahead>
 FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel, int64_t num_k,
-                                 typename AccOf<Factor>::type* out, bool accumulate, Ahead ahead) {
+                                 Start<typename AccOf<Factor>::type> start, typename AccOf<Factor>::type* out,
+                                 Ahead ahead) {
   using V = Vec<typename AccOf<Factor>::type>;
   using Traits = FactorTraits<Factor>;
   V sums[kSets][kRows][kVectors];
@@ -73,7 +83,7 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
     for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
       for (int set = 0; set < kSets; ++set) sums[set][row][v] = V(0);
-      if (accumulate) sums[0][row][v] = load(out + (row * kVectors + v) * V::kLanes, Whole{});
+      if (start.from) sums[0][row][v] = load(start.from + row * start.stride + v * V::kLanes, Whole{});
     }
   // The fewer of the two operands wait in registers while the others pass by one at a time.
   const auto add = [&](int set, int64_t k, auto steps) __attribute__((always_inline)) {
@@ -126,15 +136,15 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
 
 template <int kVectors, int kRows, typename Factor, typename Ahead>
 FASTRNN_INLINE void product_last_rows(int num_rows, bool splits_k, const ElementOf<Factor>* a, int64_t a_stride,
-                                      const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                      bool accumulate, Ahead ahead) {
+                                      const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
+                                      typename AccOf<Factor>::type* out, Ahead ahead) {
   if constexpr (kRows > 0) {
     if (num_rows != kRows)
-      product_last_rows<kVectors, kRows - 1>(num_rows, splits_k, a, a_stride, panel, num_k, out, accumulate, ahead);
+      product_last_rows<kVectors, kRows - 1>(num_rows, splits_k, a, a_stride, panel, num_k, start, out, ahead);
     else if (kRows == 1 && splits_k)
-      product_tile<kRows, kVectors, tile_sets(kVectors)>(a, a_stride, panel, num_k, out, accumulate, ahead);
+      product_tile<kRows, kVectors, tile_sets(kVectors)>(a, a_stride, panel, num_k, start, out, ahead);
     else
-      product_tile<kRows, kVectors, 1>(a, a_stride, panel, num_k, out, accumulate, ahead);
+      product_tile<kRows, kVectors, 1>(a, a_stride, panel, num_k, start, out, ahead);
   }
 }
 
@@ -147,8 +157,8 @@ inline int64_t piece_bytes() {
 
 template <typename Ahead, int kVectors, typename Factor>
 FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                       bool splits_k) {
+                                       const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
+                                       typename AccOf<Factor>::type* out, bool splits_k) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
@@ -161,38 +171,40 @@ FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_str
     Ahead ahead(from + count / kSteps * kWidth, ahead_bytes);
     int64_t row = 0;
     for (; row + kRows <= num_rows; row += kRows) {
-      product_tile<kRows, kVectors, 1>(a + row * a_stride + k, a_stride, from, count, out + row * kWidth, k > 0, ahead);
+      product_tile<kRows, kVectors, 1>(a + row * a_stride + k, a_stride, from, count, start.of_row(row),
+                                       out + row * kWidth, ahead);
       ahead.next_tile(count / kSteps);
     }
     product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), splits_k, a + row * a_stride + k, a_stride,
-                                           from, count, out + row * kWidth, k > 0, ahead);
+                                           from, count, start.of_row(row), out + row * kWidth, ahead);
     k += count;
+    start = {out, kWidth};
   } while (k < num_k);
 }
 
 template <int kVectors, typename Factor>
 void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
-                   typename AccOf<Factor>::type* out, ProductMode mode) {
+                   Start<typename AccOf<Factor>::type> start, typename AccOf<Factor>::type* out, ProductMode mode) {
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
   // what it saves (measured with AVX2: 2 to 10% lost up to 10 rows, even at 16, gains at 32).
   constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
   constexpr int64_t kFewTiles = kLines - 1 > 4 ? kLines - 1 : 4;
   if (mode.fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
-    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, mode.splits_k);
+    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, start, out, mode.splits_k);
   else
-    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, out, mode.splits_k);
+    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, start, out, mode.splits_k);
 }
 
-// out [num_rows][num_vectors][lanes] = a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
+// out [num_rows][num_vectors][lanes] = start + a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
 template <typename Factor>
 __attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
-                                       ProductMode mode) {
+                                       const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
+                                       typename AccOf<Factor>::type* out, ProductMode mode) {
   switch (num_vectors) {
-    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, out, mode);
-    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, out, mode);
-    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, out, mode);
-    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, out, mode);
+    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, start, out, mode);
+    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, start, out, mode);
+    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, start, out, mode);
+    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, start, out, mode);
   }
 }
 

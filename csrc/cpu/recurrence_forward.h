@@ -3,7 +3,7 @@
 // A thread owns some samples (its row group) and some hidden units with all their gates (its unit group; split.h). It packs
 // its rows of W_hh once, and of W_ih where the input projection is done here (input_projection.h), some steps ahead. A step is
 //   1. the product of the group's h_{t-1} with the owned panels, a few unit vectors at a time, into a scratch that stays in
-//      the first-level cache,
+//      the first-level cache; an LSTM's and an RNN's is added to the input projection,
 //   2. the cell on that scratch: gates, c and h of the owned units; h_t goes to y, and rounded and masked into the exchange,
 //   3. the group's barrier, where there are several unit groups.
 // The exchange holds two steps, so that one barrier is enough: who writes h_t cannot overtake who still reads h_{t-1}.
@@ -36,21 +36,20 @@ class ForwardSequence : protected SequenceBase<Scalar> {
  public:
   // Where a sample's step lies in memory.
   struct StepRow {
-    const Scalar* input;  // [kGates, ...]  input projection
-    Scalar* gates;        // [kGates, H]
-    Scalar* y;            // [P]
-    int64_t saved;        // element of `cells`, `n_h`, `hidden`
+    Scalar* gates;  // [kGates, H]  may be nullptr
+    Scalar* y;      // [P]
+    int64_t saved;  // element of `cells`, `n_h`, `hidden`
   };
 
-  // `input`: the input projection, nullptr where `gates` holds it.
+  // `input`: the input projection, nullptr where `gates` holds it; then it comes by way of `gathered` [group's rows, panel].
   ForwardSequence(const Recurrence<Factor>& job, const ForwardParams& params, const InputProjection<Scalar>* input,
-                  const Work& work, const Member& member, int thread, StepRow* rows, StepRow* next_rows)
+                  const Work& work, const Member& member, int thread, StepRow* rows, StepRow* next_rows, Acc* gathered)
       : Base(job, work, member, thread, params.mask, params.dropout_site),
         p_(params),
-        input_stride_(input ? input->gate_stride() : s_.hidden_size),
         rows_(rows),
         next_rows_(next_rows),
         input_(input),
+        gathered_(gathered),
         thread_(thread),
         first_step_(work.step) {}
 
@@ -63,8 +62,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     int64_t live = group_.count;
     while (live > 0 && group_.lengths[live - 1] <= first_step_) --live;
     int64_t round_end = first_step_;
-    int64_t input_row = 0;  // of the step in its round
-    find_rows(next_rows_, live, first_step_, input_row);
+    find_rows(next_rows_, live, first_step_);
     for (int64_t step = first_step_; step < group_.steps(); ++step) {
       while (group_.lengths[live - 1] <= step) --live;
       if (step == round_end) {
@@ -73,16 +71,17 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         round_end += input_ ? input_->steps(group_.count) : 1;
         if (round_end > group_.steps()) round_end = group_.steps();
         if (input_) project_input(live, step, round_end);
+        input_row_ = 0;
       }
       std::swap(rows_, next_rows_);
-      input_row = step + 1 == round_end ? 0 : input_row + live;
-      find_rows(next_rows_, live, step + 1, input_row);
+      find_rows(next_rows_, live, step + 1);
       h_next_ = exchange_[(step + 1) & 1];
       cells(live, exchange_[step & 1]);
       if (projected_) {
         barrier_.wait();
         for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { project_panel(live, v, width); });
       }
+      input_row_ += live;
       barrier_.wait();
     }
     store_states();
@@ -104,19 +103,33 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   const ForwardParams& p_;
-  const int64_t input_stride_;  // from one gate of a row to the next
-  StepRow* rows_;               // [group's rows]  of each live sample, this step
-  StepRow* next_rows_;          // [group's rows]  and the next
+  StepRow* rows_;       // [group's rows]  of each live sample, this step
+  StepRow* next_rows_;  // [group's rows]  and the next
+
+  // The input projection of the step for a panel: [live samples, unit vector, gate, lane].
+  const Acc* input_of_panel(int64_t live, int64_t v, int width) const {
+    return input_ ? input_->sums(thread_, input_row_, units_.begin, v, width) : gather_input(live, v, width);
+  }
 
  private:
+  __attribute__((noinline)) const Acc* gather_input(int64_t live, int64_t v, int width) const {
+    Acc* out = gathered_;
+    for (int64_t i = 0; i < live; ++i) {
+      for_each_vector<Acc>({v, v + width}, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        for (int gate = 0; gate < cell_.num_gates; ++gate, out += kLanes)
+          store(out, load(rows_[i].gates + gate * s_.hidden_size + j, lanes), Whole{});
+      });
+    }
+    return gathered_;
+  }
+
   // A row for each live sample; where its last step has been, that one again.
-  void find_rows(StepRow* rows, int64_t live, int64_t step, int64_t input_row) const {
+  void find_rows(StepRow* rows, int64_t live, int64_t step) const {
     for (int64_t i = 0; i < live; ++i) {
       const int64_t last = group_.lengths[i] - 1;
       const int64_t row = batch_.row(time(i, step < last ? step : last), group_.samples[i]);
       const int64_t gates = (d_ * s_.rows + row) * cell_.num_gates * s_.hidden_size;
       rows[i].gates = p_.gates ? typed<Scalar>(p_.gates) + gates : nullptr;
-      rows[i].input = input_ ? input_->gates(thread_, input_row + i, units_.begin * kLanes) : rows[i].gates;
       rows[i].y = typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size;
       rows[i].saved = (d_ * s_.rows + row) * s_.hidden_size;
     }
@@ -158,8 +171,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   void project_panel(int64_t live, int64_t v, int width) {
-    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, scratch_,
-            mode(projection_, width == kMaxVectors));
+    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, {},
+            scratch_, mode(projection_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
@@ -189,16 +202,18 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   const InputProjection<Scalar>* const input_;
+  Acc* const gathered_;
   const int thread_;
   int64_t first_step_;
+  int64_t input_row_ = 0;  // of the step in its round
   Element* h_next_ = nullptr;
 };
 
 template <typename Scalar, typename Cell>
 class ForwardCells final : public ForwardSequence<Scalar> {
   using Base = ForwardSequence<Scalar>;
-  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::input_stride_, Base::kLanes,
-      Base::next_rows_, Base::p_;
+  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes, Base::next_rows_,
+      Base::p_;
   using Base::packed_, Base::projected_, Base::projection_exchange_, Base::projection_stride_, Base::rows_, Base::s_,
       Base::scratch_;
   using Base::state_stride_, Base::units_;
@@ -208,6 +223,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   static constexpr int kGates = Cell::kGates;
   // Samples whose cells are computed side by side. Nothing was gained from it with AVX-512.
   static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
+  // A GRU's reset is between the two.
+  static constexpr bool kAddsToInput = !Cell::kHasExtra;
 
  public:
   using typename Base::StepRow;
@@ -222,24 +239,25 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   }
 
   void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
-    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size, scratch_,
-            this->mode(packed_, width == kWidth));
+    const int64_t stride = width * kGates * kLanes;
+    const Acc* const input = this->input_of_panel(live, v, width);
+    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size,
+            kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_, this->mode(packed_, width == kWidth));
     const bool last = v + width >= units_.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
-        const Acc* products = scratch_ + u * kGates * kLanes;
-        const int64_t stride = width * kGates * kLanes;
+        const int64_t at = u * kGates * kLanes;
         int64_t i = 0;
         for (; i + kSamples <= live; i += kSamples) {
           if (u == 0)
             for (int n = 0; n < kSamples; ++n) prefetch(rows_ahead[i + n], ahead);
-          cell<kSamples>(i, (v + u) * kLanes, products + i * stride, stride, lanes);
+          cell<kSamples>(i, (v + u) * kLanes, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
         }
         for (; i < live; ++i) {
           if (u == 0) prefetch(rows_ahead[i], ahead);
-          cell<1>(i, (v + u) * kLanes, products + i * stride, stride, lanes);
+          cell<1>(i, (v + u) * kLanes, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
         }
       });
     }
@@ -254,18 +272,18 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // The cells of kCount samples from `i` on, units j...; `products`: the recurrent product of each gate, a sample's `stride`
-  // behind the one's before.
+  // The cells of kCount samples from `i` on, units j...; `input`: the input projection of each gate, `products`: the recurrent
+  // product, a sample's `stride` behind the one's before.
   template <int kCount, typename Lanes>
-  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* products, int64_t stride, Lanes lanes) {
+  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* input, const Acc* products, int64_t stride, Lanes lanes) {
     using Vs = Several<V, kCount>;
-    Vs x[kGates], r[kGates], gates[kGates], extra(0), keep;
+    std::conditional_t<kAddsToInput, AddedToR, Vs> x[kGates];
+    Vs r[kGates], gates[kGates], extra(0), keep;
     State<Vs> prev{Vs(0), Vs(0)};
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      const Scalar* const input = rows_[i + n].input;
       for (int gate = 0; gate < kGates; ++gate) {
-        x[gate].each[n] = load(input + gate * input_stride_ + j, lanes);
+        if constexpr (!kAddsToInput) x[gate].each[n] = load(input + n * stride + gate * kLanes, Whole{});
         r[gate].each[n] = load(products + n * stride + gate * kLanes, Whole{});
       }
       if constexpr (Cell::kHasExtra) {
@@ -329,7 +347,10 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
-    if (!p_.x) return;
+    if (!p_.x) {
+      gathered_.allocate(num_threads * this->scratch_stride_ * sizeof(Acc));
+      return;
+    }
     const int unit_groups = this->split_.unit_groups;
     const int64_t unit_lines = (lines_of(num_vectors<Acc>(s.hidden_size)) + unit_groups - 1) / unit_groups;
     input_.allocate(p_, this->cell_, this->group_rows_, unit_lines * kVectorsPerLine, num_threads,
@@ -349,14 +370,16 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
 
   void run(const Work& work, const Member& member, int thread) override {
     StepRow* const rows = rows_.as<StepRow>() + 2 * thread * rows_stride_;
-    Sequence(*this, p_, p_.x ? &input_ : nullptr, work, member, thread, rows, rows + rows_stride_).run();
+    Sequence(*this, p_, p_.x ? &input_ : nullptr, work, member, thread, rows, rows + rows_stride_,
+             gathered_.as<Acc>() + thread * this->scratch_stride_)
+        .run();
   }
 
   void finish(int64_t, const Member&) override {}
 
   const LayerForwardParams& p_;
   int64_t rows_stride_ = 0;
-  Buffer rows_;
+  Buffer rows_, gathered_;
   InputProjection<Scalar> input_;
 };
 
