@@ -31,12 +31,11 @@ template <typename Scalar>
 class BackwardSequence : protected SequenceBase<Scalar> {
  protected:
   using Base = SequenceBase<Scalar>;
-  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
-      Base::group_;
+  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_rows_, Base::group_;
   using Base::h_, Base::hidden_stride_, Base::kLanes, Base::mode, Base::num_unit_groups_, Base::outputs_, Base::packed_,
       Base::projected_;
-  using Base::projection_, Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_,
-      Base::share_work, Base::state_mask_;
+  using Base::projection_, Base::projection_exchange_, Base::projection_rows_, Base::projection_stride_, Base::s_,
+      Base::scratch_, Base::share_work, Base::state_mask_;
   using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_;
   using typename Base::Acc;
   using typename Base::Factor;
@@ -65,7 +64,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         bias_(bias),
         records_(records + group_.first),
         clip_(params),
-        last_step_(work.step) {}
+        last_step_(work.step),
+        in_gates_(Base::kStoresAcc && !cell_.has_extra) {}
 
   __attribute__((noinline)) void run() {
     if (last_step_ == Work::kBeginning) {
@@ -84,8 +84,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         for (int64_t i = 0; i < live; ++i) gather_state_gradient(i);
         barrier_.wait();
         for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
-          product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.state_size, {},
-                  scratch_, mode(projection_, width == kMaxVectors));
+          product(width, projection_rows_, live, projection_.panel(d_, v), s_.state_size, {}, scratch_,
+                  mode(projection_, width == kMaxVectors));
           projected_cells(live, step, v, width);
         });
       } else {
@@ -143,6 +143,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
                   (first + row) * s_.state_size,
                   bias_.wanted() ? bias_.part(group_.first_atom + i / group_.atom_rows) : nullptr,
                   Acc(1)};
+      if constexpr (Base::kStoresAcc)
+        if (in_gates_) exchange_rows_[0][i] = rows_[i].grad_gates;
     }
   }
 
@@ -240,8 +242,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
 
   // Adds what comes through the recurrent product to dh.
   void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
-    product(width, exchange_[step & 1], exchange_stride_, live, packed_.panel(d_, v), cell_.num_gates * s_.hidden_size,
-            {}, scratch_, mode(packed_, width == kMaxVectors));
+    product(width, exchange_rows_[in_gates_ ? 0 : step & 1], live, packed_.panel(d_, v),
+            cell_.num_gates * s_.hidden_size, {}, scratch_, mode(packed_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         V through = load(scratch_ + (i * width - v) * kLanes + j, Whole{});
@@ -288,6 +290,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
   Record* const records_;  // [2, D, unit groups, B], from the group's first sample on
   const RecurrentGradient clip_;
   int64_t last_step_;
+  const bool in_gates_;  // grad_gates is what the product reads
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

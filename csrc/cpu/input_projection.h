@@ -17,6 +17,9 @@ class InputProjection {
   // As many rows as it takes for reading W_ih to be hidden behind the multiplications, twice as many from beyond the second-level
   // cache; more would push the weights of the recurrence out of it.
   static constexpr int64_t kRows = 64;
+  // Up to here the product reads x as it is, if it can. Longer rows may well fall on the same lines of the cache; copies do not.
+  static constexpr int64_t kMostInPlace = 128;
+  static constexpr bool kStoresAcc = std::is_same_v<Scalar, Acc> && std::is_same_v<Scalar, Element>;
 
  public:
   // `group_rows`: the most samples of a thread, of which a few steps make a round; `unit_vectors`: the most vectors of its units.
@@ -34,7 +37,9 @@ class InputProjection {
     x_stride_ = padded_stride<Element>(p.input_size);
     rows_ = rows_of_round;
     const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
-    sums_at_ = lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
+    in_place_ = kStoresAcc && p.input_size <= kMostInPlace;
+    rows_at_ = in_place_ ? 0 : lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
+    sums_at_ = rows_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*)));
     thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kLineBytes;
     memory_.allocate(num_threads * thread_bytes_);
     num_vectors_ = num_vectors<Acc>(s.hidden_size);
@@ -56,14 +61,24 @@ class InputProjection {
 
   // Row `index` of the next round is a row of x.
   void put_row(int thread, int64_t index, int64_t row) const {
-    load_elements(typed<Scalar>(p_->x) + row * p_->input_size, at<Element>(thread, 0) + index * x_stride_);
+    const Scalar* const x = typed<Scalar>(p_->x) + row * p_->input_size;
+    const Element*& place = at<const Element*>(thread, rows_at_)[index];
+    if constexpr (kStoresAcc) {
+      if (in_place_) {
+        place = x;
+        return;
+      }
+    }
+    Element* const elements = at<Element>(thread, 0) + index * x_stride_;
+    load_elements(x, elements);
+    place = elements;
   }
 
   // The round: `num_rows` rows, of the units of `units`.
   void multiply(int thread, int64_t d, Range units, int64_t num_rows, ProductMode mode) const {
-    const Element* const x = at<Element>(thread, 0);
+    const Element* const* const x = at<const Element*>(thread, rows_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
-      product(width * num_gates_, x, x_stride_, num_rows, packed_.panel(d, v), p_->input_size, {bias(d, v), 0},
+      product(width * num_gates_, x, num_rows, packed_.panel(d, v), p_->input_size, {bias(d, v), 0},
               sums(thread, 0, units.begin, v, width), mode);
     });
   }
@@ -97,9 +112,10 @@ class InputProjection {
 
   const LayerForwardParams* p_ = nullptr;
   int num_gates_ = 1, width_ = 1;
+  bool in_place_ = false;
   int64_t rows_ = 0;  // the most of a round
   int64_t panel_stride_ = 0, x_stride_ = 0, num_vectors_ = 0;
-  int64_t sums_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
+  int64_t rows_at_ = 0, sums_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;
   Buffer memory_, bias_;
 };

@@ -69,13 +69,30 @@ struct NothingAhead {
   FASTRNN_INLINE void next_tile(int64_t) {}
 };
 
-// out[row][vector][lane] = start[row][vector][lane] + a[row][k] panel[k][vector][lane]
+// out [num_rows][vectors][lanes] = start + rows [num_rows, num_k] panel
+template <typename Factor>
+struct ProductOperands {
+  using Acc = typename AccOf<Factor>::type;
+
+  const ElementOf<Factor>* const* rows;
+  int64_t num_rows;
+  const Factor* panel;
+  int64_t num_k;
+  Start<Acc> start;
+  Acc* out;
+  int64_t out_stride;  // from row to row
+};
+
+// Rows [row, row + kRows) and `num_k` steps from `k` on, which begin at `panel`.
 template <int kRows, int kVectors, int kSets, typename Factor, typename Ahead>
-FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, const Factor* panel, int64_t num_k,
-                                 Start<typename AccOf<Factor>::type> start, typename AccOf<Factor>::type* out,
-                                 Ahead ahead) {
+FASTRNN_INLINE void product_tile(const ProductOperands<Factor>& p, int64_t first_row, int64_t first_k, int64_t num_k,
+                                 const Factor* panel, Ahead ahead) {
   using V = Vec<typename AccOf<Factor>::type>;
   using Traits = FactorTraits<Factor>;
+  const ElementOf<Factor>* rows[kRows];
+  for (int row = 0; row < kRows; ++row) rows[row] = p.rows[first_row + row] + first_k;
+  const Start<typename AccOf<Factor>::type> start = p.start.of_row(first_row);
+  typename AccOf<Factor>::type* const out = p.out + first_row * p.out_stride;
   V sums[kSets][kRows][kVectors];
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row)
@@ -88,12 +105,12 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
   // The fewer of the two operands wait in registers while the others pass by one at a time.
   const auto add = [&](int set, int64_t k, auto steps) __attribute__((always_inline)) {
     const Factor* const column = panel + k * (kVectors * V::kLanes);
-    const ElementOf<Factor>* const from = a + k * Traits::kSteps;
+    const int64_t at = k * Traits::kSteps;
     ahead.fetch(k);
     if constexpr (kRows < kVectors) {
       Vec<Factor> factors[kRows];
 #pragma GCC unroll 8
-      for (int row = 0; row < kRows; ++row) factors[row] = Traits::broadcast(from + row * a_stride, steps);
+      for (int row = 0; row < kRows; ++row) factors[row] = Traits::broadcast(rows[row] + at, steps);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const Vec<Factor> weights = load(column + v * V::kLanes, Whole{});
@@ -107,7 +124,7 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
       for (int v = 0; v < kVectors; ++v) weights[v] = load(column + v * V::kLanes, Whole{});
 #pragma GCC unroll 8
       for (int row = 0; row < kRows; ++row) {
-        const Vec<Factor> factor = Traits::broadcast(from + row * a_stride, steps);
+        const Vec<Factor> factor = Traits::broadcast(rows[row] + at, steps);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[set][row][v] = multiply_add(factor, weights[v], sums[set][row][v]);
       }
@@ -130,21 +147,20 @@ FASTRNN_INLINE void product_tile(const ElementOf<Factor>* a, int64_t a_stride, c
       V sum = sums[0][row][v];
 #pragma GCC unroll 4
       for (int set = 1; set < kSets; ++set) sum += sums[set][row][v];
-      store(out + (row * kVectors + v) * V::kLanes, sum, Whole{});
+      store(out + row * p.out_stride + v * V::kLanes, sum, Whole{});
     }
 }
 
 template <int kVectors, int kRows, typename Factor, typename Ahead>
-FASTRNN_INLINE void product_last_rows(int num_rows, bool splits_k, const ElementOf<Factor>* a, int64_t a_stride,
-                                      const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
-                                      typename AccOf<Factor>::type* out, Ahead ahead) {
+FASTRNN_INLINE void product_last_rows(const ProductOperands<Factor>& p, bool splits_k, int64_t first_row,
+                                      int64_t first_k, int64_t num_k, const Factor* panel, Ahead ahead) {
   if constexpr (kRows > 0) {
-    if (num_rows != kRows)
-      product_last_rows<kVectors, kRows - 1>(num_rows, splits_k, a, a_stride, panel, num_k, start, out, ahead);
+    if (p.num_rows - first_row != kRows)
+      product_last_rows<kVectors, kRows - 1>(p, splits_k, first_row, first_k, num_k, panel, ahead);
     else if (kRows == 1 && splits_k)
-      product_tile<kRows, kVectors, tile_sets(kVectors)>(a, a_stride, panel, num_k, start, out, ahead);
+      product_tile<kRows, kVectors, tile_sets(kVectors)>(p, first_row, first_k, num_k, panel, ahead);
     else
-      product_tile<kRows, kVectors, 1>(a, a_stride, panel, num_k, start, out, ahead);
+      product_tile<kRows, kVectors, 1>(p, first_row, first_k, num_k, panel, ahead);
   }
 }
 
@@ -156,55 +172,53 @@ inline int64_t piece_bytes() {
 }
 
 template <typename Ahead, int kVectors, typename Factor>
-FASTRNN_INLINE void product_panel_with(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
-                                       typename AccOf<Factor>::type* out, bool splits_k) {
+FASTRNN_INLINE void product_panel_with(ProductOperands<Factor> p, bool splits_k) {
   constexpr int kRows = tile_rows(kVectors);
   constexpr int64_t kWidth = kVectors * Vec<Factor>::kLanes, kSteps = FactorTraits<Factor>::kSteps;
   constexpr int64_t kWidthBytes = kWidth * static_cast<int64_t>(sizeof(Factor));
   const int64_t piece = piece_bytes() / kWidthBytes * kSteps;
-  const int64_t num_tiles = (num_rows + kRows - 1) / kRows, ahead_bytes = (kWidthBytes + num_tiles - 1) / num_tiles;
+  const int64_t num_tiles = (p.num_rows + kRows - 1) / kRows;
+  const int64_t ahead_bytes = (kWidthBytes + num_tiles - 1) / num_tiles;
   int64_t k = 0;
   do {
-    const int64_t count = num_k - k < piece ? num_k - k : piece;
-    const Factor* const from = panel + k / kSteps * kWidth;
+    const int64_t count = p.num_k - k < piece ? p.num_k - k : piece;
+    const Factor* const from = p.panel + k / kSteps * kWidth;
     Ahead ahead(from + count / kSteps * kWidth, ahead_bytes);
     int64_t row = 0;
-    for (; row + kRows <= num_rows; row += kRows) {
-      product_tile<kRows, kVectors, 1>(a + row * a_stride + k, a_stride, from, count, start.of_row(row),
-                                       out + row * kWidth, ahead);
+    for (; row + kRows <= p.num_rows; row += kRows) {
+      product_tile<kRows, kVectors, 1>(p, row, k, count, from, ahead);
       ahead.next_tile(count / kSteps);
     }
-    product_last_rows<kVectors, kRows - 1>(static_cast<int>(num_rows - row), splits_k, a + row * a_stride + k, a_stride,
-                                           from, count, start.of_row(row), out + row * kWidth, ahead);
+    product_last_rows<kVectors, kRows - 1>(p, splits_k, row, k, count, from, ahead);
     k += count;
-    start = {out, kWidth};
-  } while (k < num_k);
+    p.start = {p.out, p.out_stride};
+  } while (k < p.num_k);
 }
 
 template <int kVectors, typename Factor>
-void product_panel(const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows, const Factor* panel, int64_t num_k,
-                   Start<typename AccOf<Factor>::type> start, typename AccOf<Factor>::type* out, ProductMode mode) {
+void product_panel(const ProductOperands<Factor>& p, ProductMode mode) {
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
   // what it saves (measured with AVX2: 2 to 10% lost up to 10 rows, even at 16, gains at 32).
   constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
   constexpr int64_t kFewTiles = kLines - 1 > 4 ? kLines - 1 : 4;
-  if (mode.fetches_ahead && num_rows > kFewTiles * tile_rows(kVectors))
-    product_panel_with<PieceAhead, kVectors>(a, a_stride, num_rows, panel, num_k, start, out, mode.splits_k);
+  if (mode.fetches_ahead && p.num_rows > kFewTiles * tile_rows(kVectors))
+    product_panel_with<PieceAhead, kVectors>(p, mode.splits_k);
   else
-    product_panel_with<NothingAhead, kVectors>(a, a_stride, num_rows, panel, num_k, start, out, mode.splits_k);
+    product_panel_with<NothingAhead, kVectors>(p, mode.splits_k);
 }
 
-// out [num_rows][num_vectors][lanes] = start + a [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
+// out [num_rows][num_vectors][lanes] = start + rows [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
 template <typename Factor>
-__attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* a, int64_t a_stride, int64_t num_rows,
+__attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* const* rows, int64_t num_rows,
                                        const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
                                        typename AccOf<Factor>::type* out, ProductMode mode) {
+  constexpr int64_t kLanes = Vec<typename AccOf<Factor>::type>::kLanes;
+  const ProductOperands<Factor> p{rows, num_rows, panel, num_k, start, out, num_vectors * kLanes};
   switch (num_vectors) {
-    case 1: return product_panel<1>(a, a_stride, num_rows, panel, num_k, start, out, mode);
-    case 2: return product_panel<2>(a, a_stride, num_rows, panel, num_k, start, out, mode);
-    case 3: return product_panel<3>(a, a_stride, num_rows, panel, num_k, start, out, mode);
-    case 4: return product_panel<4>(a, a_stride, num_rows, panel, num_k, start, out, mode);
+    case 1: return product_panel<1>(p, mode);
+    case 2: return product_panel<2>(p, mode);
+    case 3: return product_panel<3>(p, mode);
+    case 4: return product_panel<4>(p, mode);
   }
 }
 

@@ -8,7 +8,7 @@
 //   3. the group's barrier,
 //   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
 //      packed by columns. Where it multiplies pairs of bfloat16 (factors.h), the gate gradients are rounded for it.
-// The exchange holds two steps, so that one barrier is enough. With a projection, the gradient of h goes through an exchange
+// The exchange holds two steps, so that one barrier is enough; where grad_gates holds what the product reads, there is none. With a projection, the gradient of h goes through an exchange
 // of its own and a product with W_hr before the cell.
 #pragma once
 
@@ -88,10 +88,11 @@ class BackwardCells final : public BackwardSequence<Scalar> {
     const State<V> direct = Cell::backward(grad, gates, extra, prev, next, this->keep(i, j, lanes), grad_x, grad_r);
 
     if constexpr (Cell::kHasCell) store(c_ + i * hidden_stride_ + j, direct.c, Whole{});
-    Element* const to_product = exchange_[step & 1] + i * exchange_stride_ + j;
+    [[maybe_unused]] Element* const to_product = exchange_[step & 1] + i * exchange_stride_ + j;
     for (int gate = 0; gate < kGates; ++gate) {
       store(row.grad_gates + gate * s_.hidden_size + j, grad_x[gate], lanes);
-      store(to_product + gate * s_.hidden_size, grad_r[gate], lanes);
+      if constexpr (!Base::kStoresAcc || Cell::kHasExtra)
+        store(to_product + gate * s_.hidden_size, grad_r[gate], lanes);
       add_bias(row, gate, j, grad_x[gate]);
     }
     if constexpr (Cell::kHasExtra) {
@@ -117,8 +118,7 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, tile_rows(kMaxVectors), p_.lengths, p_.offsets, s.state_size, 1,
-                Cell::kGates * s.hidden_size);
+    this->share(num_threads, kMaxVectors, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
     if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));

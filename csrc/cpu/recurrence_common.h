@@ -43,7 +43,7 @@ FASTRNN_INLINE void for_each_vector(Range vectors, int64_t elements, Function fu
     with_lanes<T>(v, elements, [&](auto lanes) __attribute__((always_inline)) { function(v * Vec<T>::kLanes, lanes); });
 }
 
-// Owned vectors of a row: into scratch (zeros from nullptr), out of it, and zeros.
+// Owned vectors of a row: into scratch (zeros from nullptr), out of it, a copy, and zeros.
 template <typename Scalar, typename T>
 __attribute__((noinline)) void load_row(T* to, const Scalar* from, Range vectors, int64_t elements) {
   for_each_vector<T>(vectors, elements, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
@@ -54,6 +54,12 @@ template <typename Scalar, typename T>
 __attribute__((noinline)) void store_row(Scalar* to, const T* from, Range vectors, int64_t elements) {
   for_each_vector<T>(vectors, elements, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
     store(to + j, load(from + j, Whole{}), lanes);
+  });
+}
+template <typename T, typename Scalar>
+__attribute__((noinline)) void copy_row(Scalar* to, const Scalar* from, Range vectors, int64_t elements) {
+  for_each_vector<T>(vectors, elements, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+    store(to + j, load(from + j, lanes), lanes);
   });
 }
 template <typename T, typename Scalar>
@@ -101,6 +107,7 @@ template <typename Factor>
 class Recurrence : public TeamJob {
   using Acc = typename AccOf<Factor>::type;
   using Element = ElementOf<Factor>;
+  static constexpr int kExchanges = 3;  // of even steps, of odd ones, that of a projection
 
  public:
   void work(int thread) final {
@@ -140,13 +147,13 @@ class Recurrence : public TeamJob {
   // When every thread has run direction d.
   virtual void finish(int64_t d, const Member& member) = 0;
 
-  // Divides the work; the recurrent product is that of split_of_step. `tile_rows`: of its widest panels.
-  void share(int num_threads, int tile_rows, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs,
+  // Divides the work; the recurrent product is that of split_of_step, and `panel_vectors` the width of its panels.
+  void share(int num_threads, int panel_vectors, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs,
              int num_gates, int64_t num_k) {
     split_ = split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads);
     shares_work_ = split_.unit_groups == 1 && split_.threads() > 1;
     if (shares_work_) work_queue_.reset(num_threads, shape_.directions * split_.row_groups);
-    batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows : 0);
+    batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0);
     group_rows_ = shape_.batch / split_.row_groups + 1;
     hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);
     state_stride_ = padded_stride<Acc>(shape_.state_size);
@@ -157,6 +164,7 @@ class Recurrence : public TeamJob {
     exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
     scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
+    row_pointers_.allocate(num_threads * kExchanges * group_rows_ * sizeof(const Element*));
     const int num_groups = split_.direction_teams * split_.row_groups;
     team_barriers_.reset(new Barrier[split_.direction_teams]);
     group_barriers_.reset(new Barrier[num_groups]);
@@ -198,7 +206,7 @@ class Recurrence : public TeamJob {
   int64_t group_rows_ = 0;  // the most samples of a row group
   int64_t hidden_stride_ = 0, state_stride_ = 0, exchange_stride_ = 0, projection_stride_ = 0, scratch_stride_ = 0;
   PackedMatrix<Factor> packed_, projection_;
-  Buffer h_, c_, exchange_, projection_exchange_, scratch_;
+  Buffer h_, c_, exchange_, projection_exchange_, scratch_, row_pointers_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
   bool shares_work_ = false;
   mutable WorkQueue work_queue_;
@@ -216,6 +224,8 @@ class SequenceBase {
   using Element = ElementOf<Factor>;
   using V = Vec<Acc>;
   static constexpr int kLanes = V::kLanes;
+  // Whether tensors hold numbers as they are computed, and as products read them.
+  static constexpr bool kStoresAcc = std::is_same_v<Scalar, Acc> && std::is_same_v<Scalar, Element>;
 
   SequenceBase(const Recurrence<Factor>& job, const Work& work, const Member& member, int thread, const void* mask,
                DropoutSite site)
@@ -244,7 +254,18 @@ class SequenceBase {
         projection_exchange_(rows_of<Element>(job.projection_exchange_, 0, projection_stride_)),
         scratch_(job.scratch_.template as<Acc>() + thread * job.scratch_stride_),
         state_mask_(site == DropoutSite::kState ? typed<Acc>(mask) : nullptr),
-        candidate_mask_(site == DropoutSite::kCandidate ? typed<Acc>(mask) : nullptr) {}
+        candidate_mask_(site == DropoutSite::kCandidate ? typed<Acc>(mask) : nullptr) {
+    const Element** rows =
+        job.row_pointers_.template as<const Element*>() + thread * Recurrence<Factor>::kExchanges * job.group_rows_;
+    const auto point = [&](const Element* exchange, int64_t stride) {
+      const Element** first = rows;
+      for (int64_t i = 0; i < group_.count; ++i) *rows++ = exchange + i * stride;
+      return first;
+    };
+    exchange_rows_[0] = point(exchange_[0], exchange_stride_);
+    exchange_rows_[1] = point(exchange_[1], exchange_stride_);
+    if (projected_) projection_rows_ = point(projection_exchange_, projection_stride_);
+  }
 
   // Row of sample `i` of the group in a tensor [D, B, width].
   int64_t state_row(int64_t i) const { return d_ * s_.batch + group_.samples[i]; }
@@ -295,6 +316,8 @@ class SequenceBase {
   Acc* const h_;                // [group's rows, state_stride]       carried: h, or its gradient
   Acc* const c_;                // [group's rows, hidden_stride]      c, or its gradient
   Element* const exchange_[2];  // [group's rows, exchange_stride]    what the product reads, of even and odd steps
+  const Element** exchange_rows_[2];  // [group's rows]  of each, where it lies
+  const Element* const* projection_rows_ = nullptr;
   Element* const projection_exchange_;  // [group's rows, projection_stride]  what the projection's product reads
   Acc* const scratch_;                  // [rows, panel's vectors, lanes]     what a product writes
   const Acc* const state_mask_;         // [D, B, P]  may be nullptr

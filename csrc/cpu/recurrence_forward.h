@@ -6,7 +6,8 @@
 //      the first-level cache; an LSTM's and an RNN's is added to the input projection,
 //   2. the cell on that scratch: gates, c and h of the owned units; h_t goes to y, and rounded and masked into the exchange,
 //   3. the group's barrier, where there are several unit groups.
-// The exchange holds two steps, so that one barrier is enough: who writes h_t cannot overtake who still reads h_{t-1}.
+// The exchange holds two steps, so that one barrier is enough: who writes h_t cannot overtake who still reads h_{t-1}. Where y holds
+// what the product reads, there is no exchange but for h_0: each h is written once.
 // An LSTM with a projection has a second product and barrier in each step: o tanh(c) goes through an exchange of its own.
 #pragma once
 
@@ -21,12 +22,12 @@ template <typename Scalar>
 class ForwardSequence : protected SequenceBase<Scalar> {
  protected:
   using Base = SequenceBase<Scalar>;
-  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_stride_,
-      Base::group_;
+  using Base::barrier_, Base::batch_, Base::c_, Base::cell_, Base::d_, Base::exchange_, Base::exchange_rows_,
+      Base::exchange_stride_, Base::group_;
   using Base::h_, Base::hidden_stride_, Base::kLanes, Base::mode, Base::outputs_, Base::packed_, Base::projected_,
       Base::projection_;
-  using Base::projection_exchange_, Base::projection_stride_, Base::s_, Base::scratch_, Base::share_work,
-      Base::state_mask_, Base::state_row;
+  using Base::projection_exchange_, Base::projection_rows_, Base::projection_stride_, Base::s_, Base::scratch_,
+      Base::share_work, Base::state_mask_, Base::state_row;
   using Base::state_stride_, Base::time, Base::units_;
   using typename Base::Acc;
   using typename Base::Element;
@@ -51,7 +52,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         input_(input),
         gathered_(gathered),
         thread_(thread),
-        first_step_(work.step) {}
+        first_step_(work.step),
+        in_y_(Base::kStoresAcc && !state_mask_ && !projected_) {}
 
   __attribute__((noinline)) void run() {
     if (first_step_ == Work::kBeginning) {
@@ -63,6 +65,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
     while (live > 0 && group_.lengths[live - 1] <= first_step_) --live;
     int64_t round_end = first_step_;
     find_rows(next_rows_, live, first_step_);
+    if (in_y_ && first_step_ > 0)
+      for (int64_t i = 0; i < live; ++i) read_from_y(i, y_row(i, first_step_ - 1));
     for (int64_t step = first_step_; step < group_.steps(); ++step) {
       while (group_.lengths[live - 1] <= step) --live;
       if (step == round_end) {
@@ -76,12 +80,14 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       std::swap(rows_, next_rows_);
       find_rows(next_rows_, live, step + 1);
       h_next_ = exchange_[(step + 1) & 1];
-      cells(live, exchange_[step & 1]);
+      cells(live, exchange_rows_[in_y_ ? 0 : step & 1]);
       if (projected_) {
         barrier_.wait();
         for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { project_panel(live, v, width); });
       }
       input_row_ += live;
+      if (in_y_)
+        for (int64_t i = 0; i < live; ++i) read_from_y(i, rows_[i].y);
       barrier_.wait();
     }
     store_states();
@@ -90,12 +96,13 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
  protected:
   // The owned units of the first `live` samples, from the group's h_{t-1}.
-  virtual void cells(int64_t live, const Element* h_prev) = 0;
+  virtual void cells(int64_t live, const Element* const* h_prev) = 0;
   ~ForwardSequence() = default;
 
-  // h of sample `i`, outputs j...: carried, stored in y, published.
+  // h of sample `i`, outputs j...: stored in y, and where that is not all of it, carried and published.
   template <typename Lanes>
   FASTRNN_INLINE void put_h(int64_t i, int64_t j, V h, Lanes lanes) {
+    if (in_y_) return store(rows_[i].y + j, h, lanes);
     store(h_ + i * state_stride_ + j, h, Whole{});
     const V stored = rounded<Scalar>(h);
     store(rows_[i].y + j, stored, lanes);
@@ -130,9 +137,17 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       const int64_t row = batch_.row(time(i, step < last ? step : last), group_.samples[i]);
       const int64_t gates = (d_ * s_.rows + row) * cell_.num_gates * s_.hidden_size;
       rows[i].gates = p_.gates ? typed<Scalar>(p_.gates) + gates : nullptr;
-      rows[i].y = typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size;
+      rows[i].y = y_row(row);
       rows[i].saved = (d_ * s_.rows + row) * s_.hidden_size;
     }
+  }
+
+  Scalar* y_row(int64_t row) const { return typed<Scalar>(p_.y) + (row * s_.directions + d_) * s_.state_size; }
+  const Scalar* y_row(int64_t i, int64_t step) const { return y_row(batch_.row(time(i, step), group_.samples[i])); }
+
+  // The next product's row `i`.
+  void read_from_y([[maybe_unused]] int64_t i, [[maybe_unused]] const Scalar* y) const {
+    if constexpr (Base::kStoresAcc) exchange_rows_[0][i] = y;
   }
 
   // For the steps from `step`, which has `live` samples, to `end`.
@@ -171,8 +186,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   void project_panel(int64_t live, int64_t v, int width) {
-    product(width, projection_exchange_, projection_stride_, live, projection_.panel(d_, v), s_.hidden_size, {},
-            scratch_, mode(projection_, width == kMaxVectors));
+    product(width, projection_rows_, live, projection_.panel(d_, v), s_.hidden_size, {}, scratch_,
+            mode(projection_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         put_h(i, j, load(scratch_ + (i * width - v) * kLanes + j, Whole{}), lanes);
@@ -182,7 +197,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
   void store_states() const {
     for (int64_t i = 0; i < group_.count; ++i) {
-      store_row(typed<Scalar>(p_.h_n) + state_row(i) * s_.state_size, h_ + i * state_stride_, outputs_, s_.state_size);
+      Scalar* const h_n = typed<Scalar>(p_.h_n) + state_row(i) * s_.state_size;
+      if (in_y_ && group_.lengths[i] > 0)
+        copy_row<Acc>(h_n, y_row(i, group_.lengths[i] - 1), outputs_, s_.state_size);
+      else
+        store_row(h_n, h_ + i * state_stride_, outputs_, s_.state_size);
       if (cell_.has_cell)
         store_row(typed<Scalar>(p_.c_n) + state_row(i) * s_.hidden_size, c_ + i * hidden_stride_, units_,
                   s_.hidden_size);
@@ -206,6 +225,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   const int thread_;
   int64_t first_step_;
   int64_t input_row_ = 0;  // of the step in its round
+
+ protected:
+  const bool in_y_;  // h_{t-1} is
+
+ private:
   Element* h_next_ = nullptr;
 };
 
@@ -234,14 +258,14 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using Base::Base;
 
  private:
-  void cells(int64_t live, const Element* h_prev) override {
+  void cells(int64_t live, const Element* const* h_prev) override {
     for_each_panel(units_, kWidth, [&](int64_t v, int width) { cells_of_panel(live, h_prev, v, width); });
   }
 
-  void cells_of_panel(int64_t live, const Element* h_prev, int64_t v, int width) {
+  void cells_of_panel(int64_t live, const Element* const* h_prev, int64_t v, int width) {
     const int64_t stride = width * kGates * kLanes;
     const Acc* const input = this->input_of_panel(live, v, width);
-    product(width * kGates, h_prev, exchange_stride_, live, packed_.panel(d_, v), s_.state_size,
+    product(width * kGates, h_prev, live, packed_.panel(d_, v), s_.state_size,
             kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_, this->mode(packed_, width == kWidth));
     const bool last = v + width >= units_.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
@@ -288,7 +312,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
       }
       if constexpr (Cell::kHasExtra) {
         if (p_.b_hn[d_]) r[kGates - 1].each[n] += load(typed<Scalar>(p_.b_hn[d_]) + j, lanes);
-        prev.h.each[n] = load(h_ + (i + n) * state_stride_ + j, Whole{});
+        prev.h.each[n] = this->in_y_ ? load(this->exchange_rows_[0][i + n] + j, lanes)
+                                     : load(h_ + (i + n) * state_stride_ + j, Whole{});
       }
       if constexpr (Cell::kHasCell) prev.c.each[n] = load(c_ + (i + n) * hidden_stride_ + j, Whole{});
       keep.each[n] = this->keep(i + n, j, lanes);
@@ -342,8 +367,8 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, tile_rows(Sequence::kWidth * Cell::kGates), p_.lengths, p_.offsets, s.hidden_size,
-                Cell::kGates, s.state_size);
+    this->share(num_threads, Sequence::kWidth * Cell::kGates, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates,
+                s.state_size);
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
