@@ -230,7 +230,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     });
   }
 
-  // At the last step, 0, in any case.
+  // Comes at the last step, 0, in any case.
   void flush_bias() const {
     for_each_bias([&](Acc* total, Acc* part) {
       for (int64_t j = units_.begin * kLanes; j < units_.end * kLanes; j += kLanes) {

@@ -8,8 +8,8 @@
 //   3. the group's barrier,
 //   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
 //      packed by columns. Where it multiplies pairs of bfloat16 (factors.h), the gate gradients are rounded for it.
-// The exchange holds two steps, so that one barrier is enough; where grad_gates holds what the product reads, there is none. With a projection, the gradient of h goes through an exchange
-// of its own and a product with W_hr before the cell.
+// The exchange holds two steps, so that one barrier is enough; where grad_gates holds what the product reads, it is not used. With
+// a projection, the gradient of h goes through an exchange of its own and a product with W_hr before the cell.
 #pragma once
 
 #include "backward_sequence.h"
