@@ -11,6 +11,7 @@
 #include "buffer.h"
 #include "cache.h"
 #include "layer_params.h"
+#include "panel_claims.h"
 #include "split.h"
 #include "storage.h"
 #include "team.h"

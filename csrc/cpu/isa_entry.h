@@ -44,8 +44,10 @@ using FactorOfFloats = float;
 int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
   const Shape& s = params.shape;
   return s.scalar == ScalarKind::kDouble
-             ? split_of_step<double>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads).threads()
-             : split_of_step<FactorOfFloats>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads)
+             ? split_of_step<double>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads, true)
+                   .threads()
+             : split_of_step<FactorOfFloats>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads,
+                                             true)
                    .threads();
 }
 

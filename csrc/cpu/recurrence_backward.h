@@ -118,7 +118,7 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, kMaxVectors, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
+    this->share(num_threads, kMaxVectors, false, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
     if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
     rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));

@@ -93,10 +93,10 @@ constexpr CellTraits traits_of() {
 // How threads share the recurrent product: `num_outputs` outputs of `num_gates` vectors each, from `num_k` numbers.
 template <typename Factor>
 Split split_of_step(const Shape& shape, int64_t num_outputs, int num_gates, int64_t num_k, int64_t l2_bytes,
-                    int num_threads) {
+                    int num_threads, bool claims_panels) {
   return choose_split(
       {shape.directions, shape.steps, shape.batch, lines_of(num_vectors<typename AccOf<Factor>::type>(num_outputs)),
-       num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes},
+       num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes, claims_panels},
       num_threads);
 }
 
@@ -147,10 +147,12 @@ class Recurrence : public TeamJob {
   // When every thread has run direction d.
   virtual void finish(int64_t d, const Member& member) = 0;
 
-  // Divides the work; the recurrent product is that of split_of_step, and `panel_vectors` the width of its panels.
-  void share(int num_threads, int panel_vectors, const int64_t* lengths, const int64_t* offsets, int64_t num_outputs,
-             int num_gates, int64_t num_k) {
-    split_ = split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads);
+  // Divides the work; the recurrent product is that of split_of_step, and `panel_vectors` the width of its panels. `claims`: whether
+  // threads that share units take panels from each other.
+  void share(int num_threads, int panel_vectors, bool claims, const int64_t* lengths, const int64_t* offsets,
+             int64_t num_outputs, int num_gates, int64_t num_k) {
+    split_ =
+        split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads, /*claims_panels=*/claims);
     shares_work_ = split_.unit_groups == 1 && split_.threads() > 1;
     if (shares_work_) work_queue_.reset(num_threads, shape_.directions * split_.row_groups);
     batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0);
@@ -170,6 +172,8 @@ class Recurrence : public TeamJob {
     group_barriers_.reset(new Barrier[num_groups]);
     for (int i = 0; i < split_.direction_teams; ++i) team_barriers_[i].set_size(split_.team_size());
     for (int i = 0; i < num_groups; ++i) group_barriers_[i].set_size(split_.unit_groups);
+    if (claims && split_.unit_groups > 1)
+      claims_.reset(new PanelClaims[shape_.directions * split_.row_groups * split_.unit_groups]);
   }
   // The product of a projection, with an exchange of its own.
   void share_projection(int64_t num_outputs, int64_t num_k) {
@@ -208,6 +212,7 @@ class Recurrence : public TeamJob {
   PackedMatrix<Factor> packed_, projection_;
   Buffer h_, c_, exchange_, projection_exchange_, scratch_, row_pointers_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
+  std::unique_ptr<PanelClaims[]> claims_;  // [D, row groups, unit groups]
   bool shares_work_ = false;
   mutable WorkQueue work_queue_;
 
@@ -237,6 +242,7 @@ class SequenceBase {
         packed_(job.packed_),
         projection_(job.projection_),
         d_(work.direction),
+        member_(member),
         num_unit_groups_(job.split_.unit_groups),
         unit_group_(member.unit_group),
         barrier_(job.group_barriers_[member.direction_team * job.split_.row_groups + member.row_group]),
@@ -277,6 +283,16 @@ class SequenceBase {
     return {packed.outgrows_cache(), widest || !job_.shares_work()};
   }
 
+  // The claims of a unit group's panels of hidden units; nullptr: each does its own.
+  PanelClaims* claims(int unit_group) const {
+    const int64_t group = d_ * job_.split_.row_groups + member_.row_group;
+    return job_.claims_ ? &job_.claims_[group * num_unit_groups_ + unit_group] : nullptr;
+  }
+  // The hidden units of another unit group of this row group.
+  Range units_of(int unit_group) const {
+    return job_.owned(s_.hidden_size, {true, member_.direction_team, member_.row_group, unit_group});
+  }
+
   // Leaves the samples from about the middle of `rows` on, with step `step` to do next, to a thread that has nothing to do.
   FASTRNN_INLINE void share_work(int64_t rows, int64_t step) {
     if (job_.shares_work() && job_.work_queue().wanted()) give_half(rows, step);
@@ -307,6 +323,7 @@ class SequenceBase {
   const Batch& batch_;
   const PackedMatrix<Factor>&packed_, &projection_;
   const int64_t d_;
+  const Member member_;
   const int num_unit_groups_, unit_group_;
   Barrier& barrier_;
   RowGroup group_;       // may lose samples

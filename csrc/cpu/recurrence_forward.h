@@ -80,7 +80,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       std::swap(rows_, next_rows_);
       find_rows(next_rows_, live, step + 1);
       h_next_ = exchange_[(step + 1) & 1];
-      cells(live, exchange_rows_[in_y_ ? 0 : step & 1]);
+      cells(live, step, exchange_rows_[in_y_ ? 0 : step & 1]);
       if (projected_) {
         barrier_.wait();
         for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { project_panel(live, v, width); });
@@ -95,8 +95,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
  protected:
-  // The owned units of the first `live` samples, from the group's h_{t-1}.
-  virtual void cells(int64_t live, const Element* const* h_prev) = 0;
+  // The owned units of the first `live` samples, from the group's h_{t-1}, and units of others that are not done in time.
+  virtual void cells(int64_t live, int64_t step, const Element* const* h_prev) = 0;
   ~ForwardSequence() = default;
 
   // h of sample `i`, outputs j...: stored in y, and where that is not all of it, carried and published.
@@ -113,9 +113,10 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   StepRow* rows_;       // [group's rows]  of each live sample, this step
   StepRow* next_rows_;  // [group's rows]  and the next
 
-  // The input projection of the step for a panel: [live samples, unit vector, gate, lane].
-  const Acc* input_of_panel(int64_t live, int64_t v, int width) const {
-    return input_ ? input_->sums(thread_, input_row_, units_.begin, v, width) : gather_input(live, v, width);
+  // The input projection of the step for a panel of `unit_group`: [live samples, unit vector, gate, lane].
+  const Acc* input_of_panel(int unit_group, Range units, int64_t live, int64_t v, int width) const {
+    if (!input_) return gather_input(live, v, width);
+    return input_->sums(thread_ + unit_group - this->unit_group_, input_row_, units.begin, v, width);
   }
 
  private:
@@ -249,6 +250,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
   // A GRU's reset is between the two.
   static constexpr bool kAddsToInput = !Cell::kHasExtra;
+  // Below, a panel is done in the time that it takes to claim it.
+  static constexpr int64_t kFewestToClaim = 4;
 
  public:
   using typename Base::StepRow;
@@ -258,16 +261,36 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using Base::Base;
 
  private:
-  void cells(int64_t live, const Element* const* h_prev) override {
-    for_each_panel(units_, kWidth, [&](int64_t v, int width) { cells_of_panel(live, h_prev, v, width); });
+  void cells(int64_t live, int64_t step, const Element* const* h_prev) override {
+    const int own = this->unit_group_, num_groups = this->num_unit_groups_;
+    PanelClaims* const claims = live >= kFewestToClaim ? this->claims(own) : nullptr;
+    if (!claims) {
+      for_each_panel(units_, kWidth,
+                     [&](int64_t v, int width) { cells_of_panel(own, units_, live, h_prev, v, width); });
+      return;
+    }
+    const auto do_panel = [&](int unit_group, Range units, int64_t index) {
+      const int64_t v = units.begin + index * kWidth, left = units.end - v;
+      cells_of_panel(unit_group, units, live, h_prev, v, left < kWidth ? static_cast<int>(left) : kWidth);
+    };
+    const auto num_panels = [](Range units) { return (units.end - units.begin + kWidth - 1) / kWidth; };
+    claims->open(step);
+    for (int64_t index; (index = claims->take_first(step, num_panels(units_))) >= 0;) do_panel(own, units_, index);
+    for (int i = 1; i < num_groups; ++i) {
+      const int other = (own + i) % num_groups;
+      const Range units = this->units_of(other);
+      PanelClaims* const others = this->claims(other);
+      for (int64_t index; (index = others->take_last(step, num_panels(units))) >= 0;) do_panel(other, units, index);
+    }
   }
 
-  void cells_of_panel(int64_t live, const Element* const* h_prev, int64_t v, int width) {
+  // The panel of unit vectors [v, v + width), which belongs to `unit_group`.
+  void cells_of_panel(int unit_group, Range units, int64_t live, const Element* const* h_prev, int64_t v, int width) {
     const int64_t stride = width * kGates * kLanes;
-    const Acc* const input = this->input_of_panel(live, v, width);
+    const Acc* const input = this->input_of_panel(unit_group, units, live, v, width);
     product(width * kGates, h_prev, live, packed_.panel(d_, v), s_.state_size,
             kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_, this->mode(packed_, width == kWidth));
-    const bool last = v + width >= units_.end;
+    const bool last = v + width >= units.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
     for (int u = 0; u < width; ++u) {
@@ -367,7 +390,7 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
  private:
   void prepare(int num_threads) override {
     const Shape& s = p_.shape;
-    this->share(num_threads, Sequence::kWidth * Cell::kGates, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates,
+    this->share(num_threads, Sequence::kWidth * Cell::kGates, true, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates,
                 s.state_size);
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
     rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;

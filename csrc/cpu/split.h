@@ -14,7 +14,8 @@ struct StepShape {
   int64_t vectors_per_block;  // vectors of the packed matrix that belong to a block
   int64_t num_k;              // rows of the packed matrix
   int64_t vector_bytes;
-  int64_t l2_bytes;  // second-level cache of a core
+  int64_t l2_bytes;    // second-level cache of a core
+  bool claims_panels;  // threads that share units take panels from each other
 };
 
 // Directions are worked on by disjoint teams (direction_teams = 2) or one after the other. A direction's team is
