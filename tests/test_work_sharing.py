@@ -10,10 +10,10 @@ from fastrnn import _library
 
 pytestmark = pytest.mark.skipif(not _library.is_loaded("cpu"), reason="the CPU kernels are not built")
 
-REPEATS = 25
+REPEATS = 10
 # Steps, batch, features, units. Groups that end in a tile of one row; units that end in a narrower panel; several rounds of the input
-# projection and of what bias gradients are summed over at a time.
-SHAPES = ((35, 20, 50, 40), (20, 33, 30, 72), (60, 44, 8, 33), (90, 26, 17, 20))
+# projection and of what bias gradients are summed over at a time; weights beyond a second-level cache, of which threads share units.
+SHAPES = ((35, 20, 50, 40), (20, 33, 30, 72), (60, 44, 8, 33), (90, 26, 17, 20), (9, 7, 20, 270))
 LAYERS = {
     "lstm": (fastrnn.LSTM, {}),
     "lstm-projected": (fastrnn.LSTM, {"proj_size": 13}),
@@ -42,7 +42,7 @@ def results(layer, x, lengths):
     return [y.detach(), inferred, x.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
-@pytest.mark.parametrize("ragged", (False, True))
+@pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_results_do_not_depend_on_who_computes_them(threads, name, ragged):
     from fastrnn import _ops_cpu
@@ -61,7 +61,7 @@ def test_results_do_not_depend_on_who_computes_them(threads, name, ragged):
     assert _ops_cpu.times_given() > given  # or nothing was tested
 
 
-@pytest.mark.parametrize("name", ("lstm", "gru-bidirectional", "rnn"))
+@pytest.mark.parametrize("name", ["lstm", "gru-bidirectional", "rnn"])
 def test_gradients_are_those_of_torch(threads, name):
     """Above all the biases', which are summed for some samples at a time."""
     make, options = LAYERS[name]

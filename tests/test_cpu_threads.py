@@ -1,0 +1,74 @@
+"""The CPU engine's threads under ThreadSanitizer: row groups that give work away, unit groups that claim panels from each other."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE = ROOT / "csrc" / "cpu"
+SOURCES = ["batch", "buffer", "cache", "isa_portable", "pages", "split", "work_queue"]
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=thread", f"-I{ENGINE}", "-w"]
+MISTAKES = {
+    "work is taken without a look at what was done before": (
+        "work_queue.cpp",
+        "  const std::lock_guard lock(mutex_);\n  if (!wanted()) return false;",
+        "  if (!wanted()) return false;",
+    ),
+    "panels are open before their input is there": (
+        "panel_claims.h",
+        "of(step).store(0, std::memory_order_release);",
+        "of(step).store(0, std::memory_order_relaxed);",
+    ),
+}
+
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no compiler {COMPILER}")
+
+
+def compile_one(source: Path, folder: Path) -> Path:
+    output = folder / f"{source.stem}.o"
+    subprocess.run([COMPILER, *FLAGS, "-c", str(source), "-o", str(output)], check=True)
+    return output
+
+
+def link(objects: list[Path], program: Path) -> Path:
+    subprocess.run([COMPILER, *FLAGS, *map(str, objects), "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path, runs: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([str(program), str(runs)], env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("threads")
+    sources = [*(ENGINE / f"{name}.cpp" for name in SOURCES), ROOT / "tests" / "cpp" / "threads_test.cpp"]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return {path.stem: path for path in pool.map(lambda source: compile_one(source, folder), sources)}
+
+
+def test_no_race_and_the_same_results_every_time(objects, tmp_path):
+    result = run(link(list(objects.values()), tmp_path / "threads_test"), 12)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    given = re.search(r"given away: (\d+)", result.stdout)
+    assert given and int(given[1]) > 0, result.stdout  # or nothing was tested
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_found(objects, tmp_path, mistake):
+    name, text, replacement = MISTAKES[mistake]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    file = tmp_path / "csrc" / "cpu" / name
+    assert file.read_text().count(text) == 1, f"{name} has no {text!r}"
+    file.write_text(file.read_text().replace(text, replacement))
+    source = file if file.suffix == ".cpp" else file.parent / "isa_portable.cpp"
+    planted = {**objects, source.stem: compile_one(source, tmp_path)}
+    result = run(link(list(planted.values()), tmp_path / "threads_test"), 12)
+    assert "ThreadSanitizer: data race" in result.stderr, (result.stdout + result.stderr)[-6000:]
