@@ -16,7 +16,7 @@ SELECTIONS = {
     # cells, both passes, every dtype, padded, ragged and packed, odd sizes and layouts, thread counts, clipping through time; the
     # matrix product; wrong arguments
     "layers": (
-        ("functions", "precision", "state_grad_clip", "operators", "norm_kernels", "work_sharing"),
+        ("functions", "precision", "state_grad_clip", "operators", "norm_kernels"),
         "not gradcheck and not second and not double_backward and not every_choice_of_inputs and not never_reached",
         {},
     ),
@@ -26,6 +26,8 @@ SELECTIONS = {
         "not compile and not double_backward and not checkpointing and not go_on_meanwhile",
         {},
     ),
+    # threads that take work from each other
+    "sharing": (("work_sharing",), "", {"FASTRNN_TEST_REPEATS": "2"}),
     "avx2": (("precision",), "errors", {"FASTRNN_CPU_ISA": "avx2"}),
     "portable": (("precision",), "errors", {"FASTRNN_CPU_ISA": "portable"}),
 }

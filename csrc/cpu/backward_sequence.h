@@ -7,7 +7,7 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // Sums over rows for grad_bias, of each atom of the batch by itself, so that they do not depend on who does which samples. Long plain
-// sums lose digits: some 64 rows are summed at a time.
+// sums lose digits: some steps of an atom, about 64 rows, are summed at a time, at least one step.
 template <typename Acc>
 class BiasSums {
  public:
@@ -71,6 +71,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     if (last_step_ == Work::kBeginning) {
       last_step_ = group_.steps() - 1;
       load_states();
+    } else if (last_step_ >= group_.steps()) {  // given by one whose first samples are longer
+      last_step_ = group_.steps() - 1;
     }
     const int64_t bias_steps = BiasSums<Acc>::steps(group_.atom_rows);
     int64_t live = 0;

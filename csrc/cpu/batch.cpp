@@ -20,7 +20,7 @@ std::vector<int64_t> lengths_of(const Shape& shape, const int64_t* lengths, cons
   return result;
 }
 
-// Of a group of `count` samples, of which a few parts are enough for all that happens.
+// Of a group of `count` samples: a quarter, so that it may be halved twice.
 int64_t rows_of_atom(int64_t count, int64_t unit) {
   constexpr int64_t kAtoms = 4;
   if (unit == 0) return std::max<int64_t>(count, 1);
@@ -50,6 +50,8 @@ Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets,
     num_atoms_ += group(index).num_atoms();
   }
 }
+
+Batch::~Batch() = default;
 
 RowGroup Batch::group(int index) const {
   const int64_t first = starts_[index], count = starts_[index + 1] - first;

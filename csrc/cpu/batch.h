@@ -37,6 +37,8 @@ class Batch {
   // `atom_unit` samples; 0: a group is one atom.
   Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit);
 
+  ~Batch();  // in batch.cpp, so that no copy is of one instruction set
+
   RowGroup group(int index) const;
   int64_t num_atoms() const { return num_atoms_; }
   int64_t row(int64_t t, int64_t sample) const { return offsets_ ? offsets_[t] + sample : t * batch_ + sample; }

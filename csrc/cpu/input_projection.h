@@ -1,6 +1,6 @@
 // The input projection inside the recurrence. Ahead of some steps each thread multiplies their inputs with W_ih, for the samples and
-// hidden units that it owns, so nobody waits for anybody. The cells read what it writes while that is in the second-level cache;
-// where backward needs nothing of it, it never leaves there.
+// hidden units that it owns, without a barrier. What it writes is where the recurrent products of those steps begin, and still in
+// the second-level cache then, but for the panels that another thread takes.
 #pragma once
 
 #include "recurrence_common.h"

@@ -13,7 +13,7 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// A cache line: the grain of what threads own, so that they never write to the same one.
+// A cache line: the grain of what threads own, so that they write to the same one only where one takes a panel from another.
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kVectorsPerLine = kLineBytes / kVectorBytes;
 
@@ -101,8 +101,7 @@ Split split_of_step(const Shape& shape, int64_t num_outputs, int num_gates, int6
 }
 
 // A call: packs the weights and runs each direction; threads that wait for nobody at a step take work from each other in the end
-// (work_queue.h). Scratch memory is laid out by the samples' places in the batch's order, so
-// that a row group's rows are neighbours.
+// (work_queue.h). Scratch memory is laid out by the samples' places in the batch's order, so that a row group's rows are neighbours.
 template <typename Factor>
 class Recurrence : public TeamJob {
   using Acc = typename AccOf<Factor>::type;
@@ -166,7 +165,8 @@ class Recurrence : public TeamJob {
     exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
     scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
-    row_pointers_.allocate(num_threads * kExchanges * group_rows_ * sizeof(const Element*));
+    row_pointers_stride_ = kExchanges * group_rows_ + kLineBytes / sizeof(const Element*);
+    row_pointers_.allocate(num_threads * row_pointers_stride_ * sizeof(const Element*));
     const int num_groups = split_.direction_teams * split_.row_groups;
     team_barriers_.reset(new Barrier[split_.direction_teams]);
     group_barriers_.reset(new Barrier[num_groups]);
@@ -209,6 +209,7 @@ class Recurrence : public TeamJob {
   std::optional<Batch> batch_;
   int64_t group_rows_ = 0;  // the most samples of a row group
   int64_t hidden_stride_ = 0, state_stride_ = 0, exchange_stride_ = 0, projection_stride_ = 0, scratch_stride_ = 0;
+  int64_t row_pointers_stride_ = 0;
   PackedMatrix<Factor> packed_, projection_;
   Buffer h_, c_, exchange_, projection_exchange_, scratch_, row_pointers_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
@@ -261,8 +262,7 @@ class SequenceBase {
         scratch_(job.scratch_.template as<Acc>() + thread * job.scratch_stride_),
         state_mask_(site == DropoutSite::kState ? typed<Acc>(mask) : nullptr),
         candidate_mask_(site == DropoutSite::kCandidate ? typed<Acc>(mask) : nullptr) {
-    const Element** rows =
-        job.row_pointers_.template as<const Element*>() + thread * Recurrence<Factor>::kExchanges * job.group_rows_;
+    const Element** rows = job.row_pointers_.template as<const Element*>() + thread * job.row_pointers_stride_;
     const auto point = [&](const Element* exchange, int64_t stride) {
       const Element** first = rows;
       for (int64_t i = 0; i < group_.count; ++i) *rows++ = exchange + i * stride;

@@ -246,7 +246,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using typename Base::Element;
   using typename Base::V;
   static constexpr int kGates = Cell::kGates;
-  // Samples whose cells are computed side by side. Nothing was gained from it with AVX-512.
+  // Samples whose cells are computed side by side, to the same bits as one by one. Nothing was gained from it with AVX-512.
   static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
   // A GRU's reset is between the two.
   static constexpr bool kAddsToInput = !Cell::kHasExtra;
@@ -419,7 +419,7 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
   void run(const Work& work, const Member& member, int thread) override {
     StepRow* const rows = rows_.as<StepRow>() + 2 * thread * rows_stride_;
     Sequence(*this, p_, p_.x ? &input_ : nullptr, work, member, thread, rows, rows + rows_stride_,
-             gathered_.as<Acc>() + thread * this->scratch_stride_)
+             p_.x ? nullptr : gathered_.as<Acc>() + thread * this->scratch_stride_)
         .run();
   }
 
