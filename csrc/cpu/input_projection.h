@@ -19,7 +19,6 @@ class InputProjection {
   static constexpr int64_t kRows = 64;
   // Up to here the product reads x as it is, if it can. Longer rows may well fall on the same lines of the cache; copies do not.
   static constexpr int64_t kMostInPlace = 128;
-  static constexpr bool kStoresAcc = std::is_same_v<Scalar, Acc> && std::is_same_v<Scalar, Element>;
 
  public:
   // `group_rows`: the most samples of a thread, of which a few steps make a round; `unit_vectors`: the most vectors of its units.
@@ -37,7 +36,7 @@ class InputProjection {
     x_stride_ = padded_stride<Element>(p.input_size);
     rows_ = rows_of_round;
     const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
-    in_place_ = kStoresAcc && p.input_size <= kMostInPlace;
+    in_place_ = stores_acc<Scalar>() && p.input_size <= kMostInPlace;
     rows_at_ = in_place_ ? 0 : lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
     sums_at_ = rows_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*)));
     thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kLineBytes;
@@ -63,7 +62,7 @@ class InputProjection {
   void put_row(int thread, int64_t index, int64_t row) const {
     const Scalar* const x = typed<Scalar>(p_->x) + row * p_->input_size;
     const Element*& place = at<const Element*>(thread, rows_at_)[index];
-    if constexpr (kStoresAcc) {
+    if constexpr (stores_acc<Scalar>()) {
       if (in_place_) {
         place = x;
         return;

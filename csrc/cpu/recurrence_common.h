@@ -77,6 +77,13 @@ const T* typed(const void* data) {
   return static_cast<const T*>(data);
 }
 
+// Whether tensors hold numbers as they are computed, and as products read them.
+template <typename Scalar>
+constexpr bool stores_acc() {
+  return std::is_same_v<Scalar, typename AccOf<Scalar>::type> &&
+         std::is_same_v<Scalar, ElementOf<typename FactorOf<Scalar>::type>>;
+}
+
 // What the engine must know of a cell besides its maths.
 struct CellTraits {
   int num_gates;
@@ -230,8 +237,7 @@ class SequenceBase {
   using Element = ElementOf<Factor>;
   using V = Vec<Acc>;
   static constexpr int kLanes = V::kLanes;
-  // Whether tensors hold numbers as they are computed, and as products read them.
-  static constexpr bool kStoresAcc = std::is_same_v<Scalar, Acc> && std::is_same_v<Scalar, Element>;
+  static constexpr bool kStoresAcc = stores_acc<Scalar>();
 
   SequenceBase(const Recurrence<Factor>& job, const Work& work, const Member& member, int thread, const void* mask,
                DropoutSite site)
