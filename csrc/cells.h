@@ -105,15 +105,24 @@ struct Lstm {
   static constexpr bool kHasCell = true;
   static constexpr bool kHasExtra = false;
 
+  // forward in two parts, the second of which may wait until all c are there.
   template <typename X, typename Acc>
-  FASTRNN_HD static State<Acc> forward(const X (&x)[4], const Acc (&r)[4], State<Acc> prev, Acc keep, Acc (&gates)[4],
-                                       Acc&) {
+  FASTRNN_HD static Acc next_c(const X (&x)[4], const Acc (&r)[4], Acc prev_c, Acc keep, Acc (&gates)[4]) {
     gates[0] = sigmoid(x[0] + r[0]);
     gates[1] = sigmoid(x[1] + r[1]);
     gates[2] = tanh(x[2] + r[2]);
     gates[3] = sigmoid(x[3] + r[3]);
-    const Acc c = gates[1] * prev.c + gates[0] * (keep * gates[2]);
-    return {gates[3] * tanh(c), c};
+    return gates[1] * prev_c + gates[0] * (keep * gates[2]);
+  }
+  template <typename Acc>
+  FASTRNN_HD static Acc next_h(const Acc& output_gate, const Acc& c) {
+    return output_gate * tanh(c);
+  }
+  template <typename X, typename Acc>
+  FASTRNN_HD static State<Acc> forward(const X (&x)[4], const Acc (&r)[4], State<Acc> prev, Acc keep, Acc (&gates)[4],
+                                       Acc&) {
+    const Acc c = next_c(x, r, prev.c, keep, gates);
+    return {next_h(gates[3], c), c};
   }
   template <typename Acc>
   FASTRNN_HD static State<Acc> backward(State<Acc> grad, const Acc (&gates)[4], Acc, State<Acc> prev, State<Acc> next,

@@ -30,6 +30,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   static constexpr int kGates = Cell::kGates;
   // Samples whose cells are computed side by side, to the same bits as one by one. Nothing was gained from it with AVX-512.
   static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
+  // An LSTM's c of all samples, then their h: half the chain of operations that one cell waits for.
+  static constexpr bool kInTwoPasses = Cell::kHasCell && kVectorBytes < 64;
   // A GRU's reset is between the two.
   static constexpr bool kAddsToInput = !Cell::kHasExtra;
   // Below, a panel is done in the time that it takes to claim it.
@@ -45,6 +47,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
  private:
   void cells(int64_t live, int64_t step, const Element* const* h_prev) override {
     const int own = this->unit_group_, num_groups = this->num_unit_groups_;
+    if (num_groups > 1) fetch_rows(live, h_prev);
     PanelClaims* const claims = live >= kFewestToClaim ? this->claims(own) : nullptr;
     if (!claims) {
       for_each_panel(units_, kWidth,
@@ -66,6 +69,17 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     }
   }
 
+  // What other threads have written of these rows is in their caches, and comes all at once before the product asks for it bit by bit.
+  void fetch_rows(int64_t live, const Element* const* rows) const {
+    constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(Element));
+    for (int group = 0; group < this->num_unit_groups_; ++group) {
+      if (group == this->unit_group_) continue;
+      const Range units = this->units_of(group);
+      for (int64_t i = 0; i < live; ++i)
+        for (int64_t j = units.begin * kLanes; j < units.end * kLanes; j += kLine) __builtin_prefetch(rows[i] + j);
+    }
+  }
+
   // The panel of unit vectors [v, v + width), which belongs to `unit_group`.
   void cells_of_panel(int unit_group, Range units, int64_t live, const Element* const* h_prev, int64_t v, int width) {
     const int64_t stride = width * kGates * kLanes;
@@ -75,21 +89,27 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     const bool last = v + width >= units.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
+    for (int64_t i = 0; i < live; ++i) prefetch(rows_ahead[i], ahead);
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
-        const int64_t at = u * kGates * kLanes;
-        int64_t i = 0;
-        for (; i + kSamples <= live; i += kSamples) {
-          if (u == 0)
-            for (int n = 0; n < kSamples; ++n) prefetch(rows_ahead[i + n], ahead);
-          cell<kSamples>(i, (v + u) * kLanes, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
-        }
-        for (; i < live; ++i) {
-          if (u == 0) prefetch(rows_ahead[i], ahead);
-          cell<1>(i, (v + u) * kLanes, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
+        const int64_t j = (v + u) * kLanes, at = u * kGates * kLanes;
+        if constexpr (kInTwoPasses) {
+          cells_in_two_passes(live, j, {scratch_ + at, stride}, lanes);
+        } else {
+          for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
+            cell<count>(i, j, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
+          });
         }
       });
     }
+  }
+
+  // Calls function(i, count) for the first `live` samples, kSamples or one at a time.
+  template <typename Function>
+  FASTRNN_INLINE static void for_each_sample(int64_t live, Function function) {
+    int64_t i = 0;
+    for (; i + kSamples <= live; i += kSamples) function(i, std::integral_constant<int, kSamples>{});
+    for (; i < live; ++i) function(i, std::integral_constant<int, 1>{});
   }
 
   // What the next panel's cells touch is a cache line here and there, which no hardware foresees; the product in between
@@ -130,30 +150,91 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int n = 0; n < kCount; ++n) {
       V gates_n[kGates];
       for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
-      put(i + n, j, State<V>{next.h.each[n], next.c.each[n]}, gates_n, extra.each[n], lanes);
+      if constexpr (Cell::kHasCell) store(c_ + (i + n) * hidden_stride_ + j, next.c.each[n], Whole{});
+      if (p_.save) save(i + n, j, next.c.each[n], gates_n, extra.each[n], lanes);
+      put_output(i + n, j, next.h.each[n], lanes);
     }
   }
 
-  // What the cell of sample `i` has found, units j...
+  // A vector of each sample, `stride` apart.
+  struct Column {
+    Acc* first;
+    int64_t stride;
+
+    FASTRNN_INLINE Acc* of(int64_t i) const { return first + i * stride; }
+    FASTRNN_INLINE Column from(int64_t i) const { return {of(i), stride}; }
+  };
+
   template <typename Lanes>
-  FASTRNN_INLINE void put(int64_t i, int64_t j, State<V> next, const V (&gates)[kGates], V extra, Lanes lanes) {
-    const StepRow row = rows_[i];
-    if constexpr (Cell::kHasCell) store(c_ + i * hidden_stride_ + j, next.c, Whole{});
-    if (p_.save) {
-      if constexpr (kGates > 1)
-        for (int gate = 0; gate < kGates; ++gate) store(row.gates + gate * s_.hidden_size + j, gates[gate], lanes);
-      if constexpr (Cell::kHasCell) store(typed<Acc>(p_.cells) + row.saved + j, next.c, lanes);
-      if constexpr (Cell::kHasExtra) store(typed<Scalar>(p_.n_h) + row.saved + j, extra, lanes);
+  FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Column products, Lanes lanes) {
+    const Column c{c_ + j, hidden_stride_};
+    const bool saves = p_.save;
+    for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
+      next_c<count>(i, j, products.from(i), c.from(i), saves, lanes);
+    });
+    for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
+      next_h<count>(i, j, products.from(i), c.from(i), lanes);
+    });
+  }
+
+  // c and the gates; the output gate takes its product's place.
+  template <int kCount, typename Lanes>
+  FASTRNN_INLINE void next_c(int64_t i, int64_t j, Column products, Column c, bool saves, Lanes lanes) {
+    using Vs = Several<V, kCount>;
+    const AddedToR x[kGates] = {};
+    Vs r[kGates], gates[kGates], keep, next;
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      for (int gate = 0; gate < kGates; ++gate) r[gate].each[n] = load(products.of(n) + gate * kLanes, Whole{});
+      next.each[n] = load(c.of(n), Whole{});
+      keep.each[n] = this->keep(i + n, j, lanes);
     }
+    next = Cell::next_c(x, r, next, keep, gates);
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      V gates_n[kGates];
+      for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
+      store(products.of(n) + (kGates - 1) * kLanes, gates_n[kGates - 1], Whole{});
+      store(c.of(n), next.each[n], Whole{});
+      if (saves) save(i + n, j, next.each[n], gates_n, V(0), lanes);
+    }
+  }
+
+  template <int kCount, typename Lanes>
+  FASTRNN_INLINE void next_h(int64_t i, int64_t j, Column products, Column c, Lanes lanes) {
+    Several<V, kCount> output_gate, next;
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      output_gate.each[n] = load(products.of(n) + (kGates - 1) * kLanes, Whole{});
+      next.each[n] = load(c.of(n), Whole{});
+    }
+    next = Cell::next_h(output_gate, next);
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) put_output(i + n, j, next.each[n], lanes);
+  }
+
+  // For backward, what the cell of sample `i` has found beside h, units j...
+  template <typename Lanes>
+  FASTRNN_INLINE void save(int64_t i, int64_t j, V c, const V (&gates)[kGates], V extra, Lanes lanes) {
+    const StepRow row = rows_[i];
+    if constexpr (kGates > 1)
+      for (int gate = 0; gate < kGates; ++gate) store(row.gates + gate * s_.hidden_size + j, gates[gate], lanes);
+    if constexpr (Cell::kHasCell) store(typed<Acc>(p_.cells) + row.saved + j, c, lanes);
+    if constexpr (Cell::kHasExtra) store(typed<Scalar>(p_.n_h) + row.saved + j, extra, lanes);
+  }
+
+  // And h before a projection.
+  template <typename Lanes>
+  FASTRNN_INLINE void put_output(int64_t i, int64_t j, V h, Lanes lanes) {
     if constexpr (Cell::kHasCell) {
       if (projected_) {
-        const V hidden = rounded<Scalar>(next.h);
+        const V hidden = rounded<Scalar>(h);
         store(projection_exchange_ + i * projection_stride_ + j, hidden, Whole{});
-        if (p_.save) store(typed<Scalar>(p_.hidden) + row.saved + j, hidden, lanes);
+        if (p_.save) store(typed<Scalar>(p_.hidden) + rows_[i].saved + j, hidden, lanes);
         return;
       }
     }
-    this->put_h(i, j, next.h, lanes);
+    this->put_h(i, j, h, lanes);
   }
 };
 

@@ -47,8 +47,8 @@ def kernel(
 _CLEAR_NEXT = "    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });\n"
 
 MISTAKES = [
-    cells("input and forget gate exchanged", "gates[1] * prev.c + gates[0] * (keep", "gates[0] * prev.c + gates[1] * (keep"),
-    cells("output of the cell before", "return {gates[3] * tanh(c), c};", "return {gates[3] * tanh(prev.c), c};"),
+    cells("input and forget gate exchanged", "gates[1] * prev_c + gates[0] * (keep", "gates[0] * prev_c + gates[1] * (keep"),
+    cells("output of the cell before", "return {next_h(gates[3], c), c};", "return {next_h(gates[3], prev.c), c};"),
     cells("candidate dropout forgotten in backward", "grad_c * i * keep * (Acc(1)", "grad_c * i * (Acc(1)"),
     cells("gradient of the cell forgotten", "grad_c = grad.c + grad.h", "grad_c = grad.h"),
     cells("reset forgotten in the recurrent gradient", "grad_r[2] = grad_n * r;", "grad_r[2] = grad_n;", "gru"),
