@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP_FILES := $(shell find benchmarks csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 GPU_ARCHS := $(BIN)/python -c "import torch; \
   print(*{'%d.%d' % torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}, sep=';')"
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Verbose, so that the compilers' words are seen; without dependencies, which $(VENV)/ready has installed.
 BUILD := $(BIN)/python -m pip install --disable-pip-version-check --verbose --no-build-isolation --no-deps --editable .

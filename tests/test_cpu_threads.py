@@ -4,12 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from emulator.build import ROOT, compile_object, compile_sources
 
-ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "csrc" / "cpu"
 SOURCES = ["batch", "buffer", "cache", "isa_portable", "pages", "split", "work_queue"]
 COMPILER = os.environ.get("CXX", "g++")
@@ -30,12 +29,6 @@ MISTAKES = {
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no compiler {COMPILER}")
 
 
-def compile_one(source: Path, folder: Path) -> Path:
-    output = folder / f"{source.stem}.o"
-    subprocess.run([COMPILER, *FLAGS, "-c", str(source), "-o", str(output)], check=True)
-    return output
-
-
 def link(objects: list[Path], program: Path) -> Path:
     subprocess.run([COMPILER, *FLAGS, *map(str, objects), "-o", str(program)], check=True)
     return program
@@ -47,11 +40,9 @@ def run(program: Path, runs: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("threads")
+def objects() -> dict[str, Path]:
     sources = [*(ENGINE / f"{name}.cpp" for name in SOURCES), ROOT / "tests" / "cpp" / "threads_test.cpp"]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return {path.stem: path for path in pool.map(lambda source: compile_one(source, folder), sources)}
+    return {source.stem: compiled for source, compiled in compile_sources(sources, "threads", FLAGS).items()}
 
 
 def test_no_race_and_the_same_results_every_time(objects, tmp_path):
@@ -69,6 +60,6 @@ def test_a_planted_mistake_is_found(objects, tmp_path, mistake):
     assert file.read_text().count(text) == 1, f"{name} has no {text!r}"
     file.write_text(file.read_text().replace(text, replacement))
     source = file if file.suffix == ".cpp" else file.parent / "isa_portable.cpp"
-    planted = {**objects, source.stem: compile_one(source, tmp_path)}
+    planted = {**objects, source.stem: compile_object(source, tmp_path, FLAGS)}
     result = run(link(list(planted.values()), tmp_path / "threads_test"), 12)
     assert "ThreadSanitizer: data race" in result.stderr, (result.stdout + result.stderr)[-6000:]

@@ -3,12 +3,11 @@
 import os
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from emulator.build import ROOT, compile_sources
 
-ROOT = Path(__file__).resolve().parent.parent
 ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
 SOURCES = ["buffer", "isa", "matmul", "pages", "team", *(f"gemm_{isa}" for isa in ISAS)]
 COMPILER = os.environ.get("CXX", "g++")
@@ -24,20 +23,16 @@ BUILDS = {
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no compiler {COMPILER}")
 
 
-def compile_file(source: Path, output: Path, flags: list[str]) -> None:
-    subprocess.run([COMPILER, *FLAGS, *flags, "-c", str(source), "-o", str(output)], check=True)
-
-
 @pytest.fixture(scope="module", params=BUILDS)
 def build(request, tmp_path_factory) -> Path:
     """The folder with gemm_test and its object files."""
     flags = BUILDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    objects = {folder / f"{name}.o": ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in SOURCES}
-    objects[folder / "gemm_test.o"] = ROOT / "tests" / "cpp" / "gemm_test.cpp"
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(lambda item: compile_file(item[1], item[0], flags), objects.items()))
-    subprocess.run([COMPILER, *flags, "-fopenmp", *map(str, objects), "-o", str(folder / "gemm_test")], check=True)
+    sources = [*(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in SOURCES), ROOT / "tests" / "cpp" / "gemm_test.cpp"]
+    for source, compiled in compile_sources(sources, f"gemm-{request.param}", [*FLAGS, *flags]).items():
+        (folder / f"{source.stem}.o").symlink_to(compiled)
+    objects = map(str, folder.glob("*.o"))
+    subprocess.run([COMPILER, *flags, "-fopenmp", *objects, "-o", str(folder / "gemm_test")], check=True)
     return folder
 
 

@@ -38,7 +38,10 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         rows_(rows),
         next_rows_(next_rows),
         in_y_(Base::kStoresAcc && !state_mask_ && !projected_),
+        c_stride_(Base::num_unit_groups_ > 1 ? kLanes : hidden_stride_),
         input_(input),
+        c_vector_stride_(Base::num_unit_groups_ > 1 ? s_.batch * kLanes : kLanes),
+        first_c_(c_ + group_.first * (c_stride_ - hidden_stride_)),
         gathered_(gathered),
         thread_(thread),
         first_step_(work.step) {}
@@ -102,6 +105,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   StepRow* next_rows_;  // [group's rows]  and the next
   const bool in_y_;     // the product reads h_{t-1} from y
 
+  // c of sample `i`, units j...; the next sample's is c_stride_ behind. Where threads share units, samples follow each other: what one
+  // takes of another's units is then in lines of its own.
+  Acc* c_of(int64_t i, int64_t j) const { return first_c_ + j / kLanes * c_vector_stride_ + i * c_stride_; }
+  const int64_t c_stride_;
+
   // The input projection of the step for a panel of `unit_group`: [live samples, unit vector, gate, lane].
   const Acc* input_of_panel(int unit_group, Range units, int64_t live, int64_t v, int width) const {
     if (!input_) return gather_input(live, v, width);
@@ -159,7 +167,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       for_each_vector<Acc>(outputs_, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         publish(i, j, load(h + j, Whole{}), lanes);
       });
-      if (cell_.has_cell) load_row(c_ + i * hidden_stride_, initial(p_.c0, i, s_.hidden_size), units_, s_.hidden_size);
+      if (!cell_.has_cell) continue;
+      const Scalar* const c0 = initial(p_.c0, i, s_.hidden_size);
+      for_each_vector<Acc>(units_, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        store(c_of(i, j), c0 ? load(c0 + j, lanes) : V(0), Whole{});
+      });
     }
   }
 
@@ -192,9 +204,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         copy_row<Acc>(h_n, y_row(i, group_.lengths[i] - 1), outputs_, s_.state_size);
       else
         store_row(h_n, h_ + i * state_stride_, outputs_, s_.state_size);
-      if (cell_.has_cell)
-        store_row(typed<Scalar>(p_.c_n) + state_row(i) * s_.hidden_size, c_ + i * hidden_stride_, units_,
-                  s_.hidden_size);
+      if (!cell_.has_cell) continue;
+      Scalar* const c_n = typed<Scalar>(p_.c_n) + state_row(i) * s_.hidden_size;
+      for_each_vector<Acc>(units_, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        store(c_n + j, load(c_of(i, j), Whole{}), lanes);
+      });
     }
   }
 
@@ -211,6 +225,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   const InputProjection<Scalar>* const input_;
+  const int64_t c_vector_stride_;
+  Acc* const first_c_;
   Acc* const gathered_;
   const int thread_;
   int64_t first_step_;

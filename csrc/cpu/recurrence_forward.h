@@ -19,8 +19,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <typename Scalar, typename Cell>
 class ForwardCells final : public ForwardSequence<Scalar> {
   using Base = ForwardSequence<Scalar>;
-  using Base::c_, Base::d_, Base::exchange_stride_, Base::h_, Base::hidden_stride_, Base::kLanes, Base::next_rows_,
-      Base::p_;
+  using Base::d_, Base::exchange_stride_, Base::h_, Base::kLanes, Base::next_rows_, Base::p_;
   using Base::packed_, Base::projected_, Base::projection_exchange_, Base::projection_stride_, Base::rows_, Base::s_,
       Base::scratch_;
   using Base::state_stride_, Base::units_;
@@ -140,7 +139,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
         prev.h.each[n] = this->in_y_ ? load(this->exchange_rows_[0][i + n] + j, lanes)
                                      : load(h_ + (i + n) * state_stride_ + j, Whole{});
       }
-      if constexpr (Cell::kHasCell) prev.c.each[n] = load(c_ + (i + n) * hidden_stride_ + j, Whole{});
+      if constexpr (Cell::kHasCell) prev.c.each[n] = load(this->c_of(i + n, j), Whole{});
       keep.each[n] = this->keep(i + n, j, lanes);
     }
 
@@ -150,7 +149,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int n = 0; n < kCount; ++n) {
       V gates_n[kGates];
       for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
-      if constexpr (Cell::kHasCell) store(c_ + (i + n) * hidden_stride_ + j, next.c.each[n], Whole{});
+      if constexpr (Cell::kHasCell) store(this->c_of(i + n, j), next.c.each[n], Whole{});
       if (p_.save) save(i + n, j, next.c.each[n], gates_n, extra.each[n], lanes);
       put_output(i + n, j, next.h.each[n], lanes);
     }
@@ -167,7 +166,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
   template <typename Lanes>
   FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Column products, Lanes lanes) {
-    const Column c{c_ + j, hidden_stride_};
+    const Column c{this->c_of(0, j), this->c_stride_};
     const bool saves = p_.save;
     for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
       next_c<count>(i, j, products.from(i), c.from(i), saves, lanes);

@@ -113,6 +113,16 @@ def plain(*sources: Path) -> list[tuple[Path, Sequence[str]]]:
     return [(source, ()) for source in sources]
 
 
+def compile_sources(sources: Sequence[Path], name: str, flags: Sequence[str]) -> dict[Path, Path]:
+    """The object of each source of something else that the tests run, kept as the emulator's are."""
+    with locked():
+        folder = BUILD.parent / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max_workers=JOBS) as pool:
+            objects = pool.map(lambda source: compile_object(source, folder, flags), sources)
+            return dict(zip(sources, objects, strict=True))
+
+
 def compile_all(variant: Variant, sources: Sources) -> dict[Path, Path]:
     """The object of each source."""
     if shutil.which(COMPILER) is None:

@@ -1,7 +1,7 @@
 """Mistakes that the tests of the kernels have to find, each planted in a copy of the sources.
 
-A mistake replaces a text that occurs once. Only the unit that it names is compiled again; the program that compares
-the kernels with the textbook then has to fail, by its own word, on one of a few schedules.
+A mistake replaces a text that occurs once. Only what it names is compiled again, the kernels of a team or a whole unit; the
+program that compares the kernels with the textbook then has to fail, by its own word, on one of a few schedules.
 """
 
 from __future__ import annotations
@@ -26,22 +26,56 @@ class Mistake:
     unit: str  # in csrc/cuda: what is compiled again
     cases: str  # word in the names of the cases (cases.h) that have to fail
     shows: str = ""  # what the output says, beside that numbers are wrong
+    kernels: tuple[str, ...] = ()  # what is compiled again in place of the unit, which has it too
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
 
 
+CELLS = {"lstm": "LstmCell", "gru": "GruCell", "tanh": "RnnCell"}
+# The kernels of each plan: by the word that the names of its cases begin with.
+FORWARD = {
+    "block": "BlockTeam",
+    "cluster=2": "GridTeam",
+    "cluster": "ClusterTeam",
+    "grid": "GridTeam",
+    "stepwise": "GridTeam",
+}
+BACKWARD = {**FORWARD, "cluster=2": "TwoLevelTeam"}
+# Where launches are made.
+HOST = {"recurrence.cuh", "launch.cuh"}
+
+
+def kernels_of(plan: str, cell: str) -> tuple[str, ...]:
+    """The recurrence's kernels in float32, to be instantiated."""
+    op_and_cell = f"Fma<float>, {CELLS[cell]}"
+    groups = f"GateTiles<{CELLS[cell]}>::kPaired ? 2 : 1" if plan == "block" else "1"
+    tiles = [1] if plan == "block" else [1, 2]
+    most_of_backward = [1] if plan == "cluster=2" and cell == "lstm" else tiles
+    return (
+        *(f"recurrence_forward<{op_and_cell}, {FORWARD[plan]}, {n}, {groups}>(ForwardParams" for n in tiles),
+        *(f"recurrence_backward<{op_and_cell}, {BACKWARD[plan]}, {n}>(BackwardParams" for n in most_of_backward),
+    )
+
+
 def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake:
-    return Mistake(name, "cells.h", text, replacement, f"instantiate/{cell}_float", f"{cell}-float")
+    kernels = kernels_of("block", cell)
+    return Mistake(name, "cells.h", text, replacement, f"instantiate/{cell}_float", f"block-{cell}-float", "", kernels)
 
 
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
-    unit = "instantiate/matmul_float" if cases == "matmul" else f"instantiate/{cell.replace('tanh', 'rnn')}_float"
     if file == "slices.cuh":
-        unit = "slices"
-    return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
+        return Mistake(name, f"cuda/{file}", text, replacement, "slices", f"{cases}-{cell}", shows)
+    if cases == "matmul":
+        unit = "instantiate/matmul_float"
+        return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
+    cases = cases or "block"
+    plan = next(plan for plan in FORWARD if cases.startswith(plan))
+    kernels = () if file in HOST else kernels_of(plan, cell)
+    unit = f"instantiate/{cell.replace('tanh', 'rnn')}_float"
+    return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows, kernels)
 
 
 _CLEAR_NEXT = "    this->fill(buffer(turn + 1), [](int, int) { return Op::operand(0); });\n"
@@ -53,8 +87,8 @@ MISTAKES = [
     cells("gradient of the cell forgotten", "grad_c = grad.c + grad.h", "grad_c = grad.h"),
     cells("reset forgotten in the recurrent gradient", "grad_r[2] = grad_n * r;", "grad_r[2] = grad_n;", "gru"),
     cells("update gate the wrong way round", "return {grad.h * z, Acc(0)};", "return {grad.h * (Acc(1) - z), Acc(0)};", "gru"),
-    kernel("mask forgotten in forward", "forward.cuh", "h[0] *= factor[0], h[1] *= factor[1];", "", ""),
-    kernel("mask forgotten in the second of two samples", "forward.cuh", "h[0] *= factor[0], h[1] *= factor[1];", "h[0] *= factor[0];", ""),
+    kernel("mask forgotten in forward", "forward.cuh", "h[0] *= factor[0], h[1] *= factor[1];", "", "grid"),
+    kernel("mask forgotten in the second of two samples", "forward.cuh", "h[0] *= factor[0], h[1] *= factor[1];", "h[0] *= factor[0];", "grid"),
     kernel("reverse direction one row off", "forward.cuh", "p.shape.runs_back(d) ? samples.length[n][j] - 1 - step : step",
            "p.shape.runs_back(d) ? (samples.length[n][j] - step) % samples.length[n][j] : step", ""),
     kernel("y left as it was past a length", "forward.cuh", "if (!p.offsets)  // past a length y is zero", "if (false)", "stepwise"),
@@ -64,7 +98,7 @@ MISTAKES = [
            "if constexpr (Cell::kHasExtra) r[G - 1] += b_hn[v];", "", "", "gru"),
     kernel("gate of the neighbouring tile", "forward.cuh", "tiles[gate / 2 * 4 + gate % 2 * 2 + j]",
            "tiles[gate % 2 * 4 + gate / 2 * 2 + j]", "block"),
-    kernel("mask forgotten in backward", "backward.cuh", "sum[n][0][v * 2 + j] *= mask(n, v, j);", "", ""),
+    kernel("mask forgotten in backward", "backward.cuh", "sum[n][0][v * 2 + j] *= mask(n, v, j);", "", "grid"),
     kernel("candidate's mask forgotten in backward", "backward.cuh", "if (is_live(n, j)) keep[n][v][j] = mask(n, v, j);", "", ""),
     kernel("norm without the loss scale", "slices.cuh", "norm_of(squares, scale)", "norm_of(squares, 1)", "grid", "gru"),
     kernel("norm clipped by without the loss scale", "backward.cuh", "norm_of(squares[n][j], scale)", "norm_of(squares[n][j], 1)", ""),
@@ -80,7 +114,7 @@ MISTAKES = [
     kernel("recorded squares of all warps in one place", "backward.cuh", "step, first_unit / kTileRows)", "step, 0)", "grid"),
     kernel("recorded squares of another slice", "backward.cuh", "sums, d, place.slice, step", "sums, d, 0, step", "block", "gru"),
     kernel("norm not recorded where the gradient is clipped by value", "backward.cuh", "workspace.sums.squares && owns_units", "workspace.sums.squares && p.clip_mode != ClipMode::kValue && owns_units", "stepwise", "tanh"),
-    kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", ""),
+    kernel("clipped to the square of the norm", "backward.cuh", "p.clip_threshold / norm)", "p.clip_threshold / squares[n][j])", "grid"),
     kernel("value limit without the loss scale", "backward.cuh", "p.clip_threshold * scale)", "p.clip_threshold)", ""),
     kernel("final gradients at the last step of all", "backward.cuh",
            "if (step + 1 != samples.length[n][j]) return;", "if (step + 1 != T) return;", ""),
@@ -235,14 +269,24 @@ def plant(mistake: Mistake, folder: Path) -> Path:
     return folder
 
 
+def planted_unit(mistake: Mistake, root: Path) -> Path:
+    """What is compiled of the sources with the mistake."""
+    if not mistake.kernels:
+        return root / "csrc" / "cuda" / f"{mistake.unit}.cu"
+    unit = root / "planted.cu"
+    kernels = "".join(f"template void {kernel}, Tiling, Workspace);\n" for kernel in mistake.kernels)
+    unit.write_text(f'#include "cuda/recurrence.cuh"\n\nnamespace fastrnn::cuda {{\n{kernels}}}\n')
+    return unit
+
+
 def build_with(mistake: Mistake, folder: Path) -> Path:
-    """The program of build.build_recurrences, with one instantiation from the sources with the mistake."""
+    """The program of build.build_recurrences, with kernels or a unit from the sources with the mistake."""
     right = build.recurrences_objects(build.PLAIN)
     root = plant(mistake, folder)
-    source = Path("csrc") / "cuda" / f"{mistake.unit}.cu"
-    wrong = build.compile_object(root / source, folder, [*build.base_flags(root), "-O0", "-w"])
-    # Where an inline function is in several objects, the first counts.
-    objects = [wrong, *(path for name, path in right.items() if name != build.ROOT / source)]
+    wrong = build.compile_object(planted_unit(mistake, root), folder, [*build.base_flags(root), "-O0", "-w"])
+    replaced = None if mistake.kernels else build.ROOT / "csrc" / "cuda" / f"{mistake.unit}.cu"
+    # Where a function that may be inlined, or made of a template, is in several objects, the first counts.
+    objects = [wrong, *(path for name, path in right.items() if name != replaced)]
     program = folder / "recurrences"
     subprocess.run([build.COMPILER, *map(str, objects), "-Wl,--strip-debug", "-o", str(program)], check=True)
     return program
