@@ -25,16 +25,13 @@ _run: Any = None if ops.plain is None else ops.plain.run_network
 
 
 def _drops(module: RNNBase) -> bool:
-    if not (module.training or module.mc_dropout):
-        return False
+    """Whether a module that is training, or draws masks anyway, has a dropout."""
     between_layers = module.dropout > 0 and module.num_layers > 1
     return between_layers or module.recurrent_dropout > 0 or module.input_dropout > 0
 
 
 def _states(module: RNNBase, hx: Any) -> list[Tensor | None] | None:
-    """[h0, c0], None for zeros; None where ``hx`` is something else than one or two tensors."""
-    if hx is None:
-        return [None, None]
+    """[h0, c0]; None where ``hx`` is something else than one or two tensors."""
     given = hx if module.mode == "LSTM" else (hx,)
     if type(given) not in (tuple, list) or len(given) != (2 if module.mode == "LSTM" else 1):
         return None
@@ -49,15 +46,18 @@ def run(module: RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         return None
     if is_watched() or torch.is_autocast_enabled("cpu"):
         return None
-    if module.grad_scale is not None or module._masks.are_held() or _drops(module):
+    # Behind a call of the engine the interpreter finds the caches full of other things, and each function that it enters takes long.
+    if module.grad_scale is not None or module._masks.are_held():
+        return None
+    if (module.training or module.mc_dropout) and _drops(module):
         return None
     sizes = x.shape
     if len(sizes) != 3 or sizes[2] != module.input_size:
         return None
     parameters = module._parameters
-    weights = [parameters.get(name) for name in module._flat_weights_names]
-    states = _states(module, hx)
-    if states is None or any(weight is None for weight in weights):
+    weights = [parameters.get(name) for name in module._flat_weights_names]  # None is refused below
+    states = [None, None] if hx is None else _states(module, hx)
+    if states is None:
         return None
     x = (x.transpose(0, 1) if module.batch_first else x).contiguous()
     steps, batch, _ = x.shape
