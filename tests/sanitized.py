@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from emulator import build
 
 import fastrnn
 
-BUILD = build.ROOT / "build" / "sanitized"
 LIBRARY = "_ops_cpu.abi3.so"
 FLAGS = (
     # Three times as fast to compile as optimised and checked in line. A null pointer needs no check beside AddressSanitizer's.
@@ -43,23 +41,22 @@ def sources() -> list[Path]:
     return sorted(found, key=lambda path: (not path.name.startswith("isa_"), path))
 
 
-def compile_one(source: Path, folder: Path) -> Path:
+def flags() -> list[str]:
     torch_flags = ["-isystem", f"{Path(torch.__file__).parent}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     common = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", f"-I{build.ROOT / 'csrc'}"]
     common += ["-isystem", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030A0000"]
-    return build.compile_object(source, folder, [*common, *torch_flags, *FLAGS])
+    return [*common, *torch_flags, *FLAGS]
 
 
-def build_objects(wanted: Sequence[Path] | None = None) -> dict[Path, Path]:
+def compile_one(source: Path, folder: Path) -> Path:
+    return build.compile_object(source, folder, flags())
+
+
+def build_objects() -> dict[Path, Path]:
     """The object of each source; compiled again when a file that went into it has changed."""
-    wanted = sources() if wanted is None else wanted
     if not Path(runtime("libasan.so")).is_absolute():
         raise build.Unavailable(f"{build.COMPILER} has no AddressSanitizer")
-    with build.locked():
-        folder = BUILD / "objects"
-        folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max_workers=build.JOBS) as pool:
-            return dict(zip(wanted, pool.map(lambda source: compile_one(source, folder), wanted), strict=True))
+    return build.compile_sources(sources(), "sanitized", flags())
 
 
 def make_package(folder: Path, objects: Mapping[Path, Path]) -> None:

@@ -104,11 +104,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   StepRow* rows_;       // [group's rows]  of each live sample, this step
   StepRow* next_rows_;  // [group's rows]  and the next
   const bool in_y_;     // the product reads h_{t-1} from y
+  const int64_t c_stride_;
 
   // c of sample `i`, units j...; the next sample's is c_stride_ behind. Where threads share units, samples follow each other: what one
   // takes of another's units is then in lines of its own.
   Acc* c_of(int64_t i, int64_t j) const { return first_c_ + j / kLanes * c_vector_stride_ + i * c_stride_; }
-  const int64_t c_stride_;
 
   // The input projection of the step for a panel of `unit_group`: [live samples, unit vector, gate, lane].
   const Acc* input_of_panel(int unit_group, Range units, int64_t live, int64_t v, int width) const {

@@ -66,15 +66,15 @@ def cells(name: str, text: str, replacement: str, cell: str = "lstm") -> Mistake
 def kernel(
     name: str, file: str, text: str, replacement: str, cases: str, cell: str = "lstm", shows: str = ""
 ) -> Mistake:
+    unit, kernels = f"instantiate/{cell.replace('tanh', 'rnn')}_float", ()
     if file == "slices.cuh":
-        return Mistake(name, f"cuda/{file}", text, replacement, "slices", f"{cases}-{cell}", shows)
-    if cases == "matmul":
+        unit = "slices"
+    elif cases == "matmul":
         unit = "instantiate/matmul_float"
-        return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows)
-    cases = cases or "block"
-    plan = next(plan for plan in FORWARD if cases.startswith(plan))
-    kernels = () if file in HOST else kernels_of(plan, cell)
-    unit = f"instantiate/{cell.replace('tanh', 'rnn')}_float"
+    else:
+        cases = cases or "block"
+        if file not in HOST:
+            kernels = kernels_of(next(plan for plan in FORWARD if cases.startswith(plan)), cell)
     return Mistake(name, f"cuda/{file}", text, replacement, unit, f"{cases}-{cell}", shows, kernels)
 
 
