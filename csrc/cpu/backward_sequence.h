@@ -97,7 +97,8 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         for (int64_t i = 0; i < live; ++i) store_h_prev(i);
       if (step % bias_steps == 0) flush_bias();
       barrier_.wait();
-      if (clip_.records() && !clip_.by_norm()) record(live, step);
+      if (clip_.records() && !clip_.by_norm())
+        for (int64_t i = 0; i < live; ++i) record(i, step, norm(i, step));
       for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
     }
     store_states();
@@ -189,8 +190,11 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     }
     if (!clip_.by_norm()) return;
     barrier_.wait();
-    for (int64_t i = 0; i < live; ++i) rows_[i].factor = static_cast<Acc>(clip_.factor(norm(i, step)));
-    if (clip_.records()) record(live, step);
+    for (int64_t i = 0; i < live; ++i) {
+      const double size = norm(i, step);
+      rows_[i].factor = static_cast<Acc>(clip_.factor(size));
+      if (clip_.records()) record(i, step, size);
+    }
   }
 
   double norm(int64_t i, int64_t step) const {
@@ -199,18 +203,15 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     return clip_.norm(sum);
   }
 
-  // Writes what all unit groups have found; call it after a barrier.
-  void record(int64_t live, int64_t step) const {
+  // Writes what all unit groups have found of sample `i`, its norm with it; call it after a barrier.
+  void record(int64_t i, int64_t step, double norm) const {
     if (unit_group_ != 0) return;
-    for (int64_t i = 0; i < live; ++i) {
-      const int64_t index = (d_ * s_.steps + time(i, step)) * s_.batch + group_.samples[i];
-      const double size = norm(i, step);
-      if (p_.norms) typed<Acc>(p_.norms)[index] = static_cast<Acc>(size);
-      if (!p_.clipped) continue;
-      bool clipped = clip_.clips_norm(size);
-      for (int group = 0; group < num_unit_groups_; ++group) clipped |= records(step, group)[i].clamped;
-      p_.clipped[index] = clipped;
-    }
+    const int64_t index = (d_ * s_.steps + time(i, step)) * s_.batch + group_.samples[i];
+    if (p_.norms) typed<Acc>(p_.norms)[index] = static_cast<Acc>(norm);
+    if (!p_.clipped) return;
+    bool clipped = clip_.clips_norm(norm);
+    for (int group = 0; group < num_unit_groups_; ++group) clipped |= records(step, group)[i].clamped;
+    p_.clipped[index] = clipped;
   }
 
   // With a projection: the gradient of h, saved for dW_hr, on its way to the product with W_hr.

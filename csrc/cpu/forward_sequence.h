@@ -37,7 +37,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         p_(params),
         rows_(rows),
         next_rows_(next_rows),
-        in_y_(Base::kStoresAcc && !state_mask_ && !projected_),
+        carries_h_(!Base::kStoresAcc || projected_ || (state_mask_ && cell_.has_extra)),
+        in_y_(!carries_h_ && !state_mask_),
         c_stride_(Base::num_unit_groups_ > 1 ? kLanes : hidden_stride_),
         input_(input),
         c_vector_stride_(Base::num_unit_groups_ > 1 ? s_.batch * kLanes : kLanes),
@@ -90,11 +91,11 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   virtual void cells(int64_t live, int64_t step, const Element* const* h_prev) = 0;
   ~ForwardSequence() = default;
 
-  // h of sample `i`, outputs j...: stored in y, and where that is not all of it, carried and published.
+  // h of sample `i`, outputs j...: stored in y, and where that is not what the next step reads, carried and published.
   template <typename Lanes>
   FASTRNN_INLINE void put_h(int64_t i, int64_t j, V h, Lanes lanes) {
     if (in_y_) return store(rows_[i].y + j, h, lanes);
-    store(h_ + i * state_stride_ + j, h, Whole{});
+    if (carries_h_) store(h_ + i * state_stride_ + j, h, Whole{});
     const V stored = rounded<Scalar>(h);
     store(rows_[i].y + j, stored, lanes);
     publish(i, j, stored, lanes);
@@ -103,7 +104,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   const ForwardParams& p_;
   StepRow* rows_;       // [group's rows]  of each live sample, this step
   StepRow* next_rows_;  // [group's rows]  and the next
-  const bool in_y_;     // the product reads h_{t-1} from y
+  const bool carries_h_;  // y does not hold all of h, or not where the next cell finds it
+  const bool in_y_;       // the product reads h_{t-1} from y
   const int64_t c_stride_;
 
   // c of sample `i`, units j...; the next sample's is c_stride_ behind. Where threads share units, samples follow each other: what one
@@ -200,7 +202,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   void store_states() const {
     for (int64_t i = 0; i < group_.count; ++i) {
       Scalar* const h_n = typed<Scalar>(p_.h_n) + state_row(i) * s_.state_size;
-      if (in_y_ && group_.lengths[i] > 0)
+      if (!carries_h_ && group_.lengths[i] > 0)
         copy_row<Acc>(h_n, y_row(i, group_.lengths[i] - 1), outputs_, s_.state_size);
       else
         store_row(h_n, h_ + i * state_stride_, outputs_, s_.state_size);

@@ -29,8 +29,6 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   static constexpr int kGates = Cell::kGates;
   // Samples whose cells are computed side by side, to the same bits as one by one. Nothing was gained from it with AVX-512.
   static constexpr int kSamples = kVectorBytes == 64 ? 1 : 2;
-  // An LSTM's c of all samples, then their h: half the chain of operations that one cell waits for.
-  static constexpr bool kInTwoPasses = Cell::kHasCell && kVectorBytes < 64;
   // A GRU's reset is between the two.
   static constexpr bool kAddsToInput = !Cell::kHasExtra;
   // Below, a panel is done in the time that it takes to claim it.
@@ -92,7 +90,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
         const int64_t j = (v + u) * kLanes, at = u * kGates * kLanes;
-        if constexpr (kInTwoPasses) {
+        if constexpr (Cell::kHasCell) {
           cells_in_two_passes(live, j, {scratch_ + at, stride}, lanes);
         } else {
           for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
@@ -120,7 +118,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // The cells of kCount samples from `i` on, units j...; `input`: the input projection of each gate, `products`: the recurrent
+  // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection of each gate, `products`: the recurrent
   // product, a sample's `stride` behind the one's before.
   template <int kCount, typename Lanes>
   FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* input, const Acc* products, int64_t stride, Lanes lanes) {
@@ -139,7 +137,6 @@ class ForwardCells final : public ForwardSequence<Scalar> {
         prev.h.each[n] = this->in_y_ ? load(this->exchange_rows_[0][i + n] + j, lanes)
                                      : load(h_ + (i + n) * state_stride_ + j, Whole{});
       }
-      if constexpr (Cell::kHasCell) prev.c.each[n] = load(this->c_of(i + n, j), Whole{});
       keep.each[n] = this->keep(i + n, j, lanes);
     }
 
@@ -149,8 +146,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int n = 0; n < kCount; ++n) {
       V gates_n[kGates];
       for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
-      if constexpr (Cell::kHasCell) store(this->c_of(i + n, j), next.c.each[n], Whole{});
-      if (p_.save) save(i + n, j, next.c.each[n], gates_n, extra.each[n], lanes);
+      if (p_.save) save(i + n, j, V(0), gates_n, extra.each[n], lanes);
       put_output(i + n, j, next.h.each[n], lanes);
     }
   }
@@ -164,6 +160,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     FASTRNN_INLINE Column from(int64_t i) const { return {of(i), stride}; }
   };
 
+  // An LSTM's c of all samples, then their h: half the chain of operations that one cell waits for.
   template <typename Lanes>
   FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Column products, Lanes lanes) {
     const Column c{this->c_of(0, j), this->c_stride_};

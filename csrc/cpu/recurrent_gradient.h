@@ -68,10 +68,9 @@ __attribute__((noinline)) void visit(const RecurrentGradient& clip, T* gradient,
       store(gradient + j, select(above, limit, select(below, -limit, value)), lanes);
     }
   });
-  for (int lane = 0; lane < V::kLanes; ++lane) {
-    record.sum_of_squares += sum[lane];
-    record.clamped |= clamped[lane] != 0;
-  }
+  if (squares) record.sum_of_squares += sum_of_lanes<V::kLanes>(sum);
+  if (clamps)
+    for (int lane = 0; lane < V::kLanes; ++lane) record.clamped |= clamped[lane] != 0;
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -88,6 +88,17 @@ struct WideOf<float> {
   typedef double type __attribute__((vector_size(2 * kVectorBytes)));
 };
 
+// By halves: three or four additions, one after the other, in place of one for each lane.
+template <int kLanes, typename Wide>
+FASTRNN_INLINE double sum_of_lanes(Wide x) {
+  double lanes[kLanes];
+  __builtin_memcpy(lanes, &x, sizeof(x));
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
 // The larger and the smaller of two; b where one is NaN, as the instructions have it.
 template <typename V>
 FASTRNN_INLINE V max(V a, V b) {
