@@ -8,6 +8,7 @@ import torch
 from cases import Case, Layer, every_case, make_layer, pairwise
 from compare import assert_bit_equal, assert_equal_to_rounding, gradients, weights_like
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrnn import recording
 
@@ -101,6 +102,26 @@ def test_recording_changes_no_bit(backend, device, case):
     outputs = layer.apply(backend, *inputs)
     grads = gradients([layer.padded(outputs[0]), *outputs[1:]], inputs)
     assert_bit_equal(run(layer, backend)[:2], ([layer.padded(outputs[0]), *outputs[1:]], grads))
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_what_is_recorded_and_without_one_the_same_is_recorded(backend, device):
+    layer = make_layer(Case("gru"), torch.float32, device)
+    unseen = run(layer, backend)[2:]
+    with Seen() as seen:
+        assert_bit_equal(run(layer, backend)[2:], unseen)
+    assert "fastrnn::record" in seen.names
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])

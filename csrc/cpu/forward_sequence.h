@@ -102,8 +102,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   const ForwardParams& p_;
-  StepRow* rows_;       // [group's rows]  of each live sample, this step
-  StepRow* next_rows_;  // [group's rows]  and the next
+  StepRow* rows_;         // [group's rows]  of each live sample, this step
+  StepRow* next_rows_;    // [group's rows]  and the next
   const bool carries_h_;  // y does not hold all of h, or not where the next cell finds it
   const bool in_y_;       // the product reads h_{t-1} from y
   const int64_t c_stride_;
