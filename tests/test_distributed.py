@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,33 +87,40 @@ def check_all_reduce(rank: int) -> None:
     torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
 
 
-def work(rank: int, store: str) -> None:
+def check_all(rank: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
+    check_all_reduce(rank)
+    for trust in (False, True):
+        for as_view in (False, True):
+            check_clip(
+                rank,
+                trust,
+                lambda model, as_view=as_view: nn.parallel.DistributedDataParallel(
+                    model, gradient_as_bucket_view=as_view
+                ),
+                lambda tensor: tensor,
+            )
+        mesh = init_device_mesh("cpu", (WORLD,))
+
+        def gather(tensor: Tensor) -> Tensor:
+            assert isinstance(tensor, DTensor)
+            return tensor.full_tensor()
+
+        check_clip(rank, trust, lambda model, mesh=mesh: fully_shard(model, mesh=mesh), gather)
+
+
+def work(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     try:
-        check_all_reduce(rank)
-        for trust in (False, True):
-            for as_view in (False, True):
-                check_clip(
-                    rank,
-                    trust,
-                    lambda model, as_view=as_view: nn.parallel.DistributedDataParallel(
-                        model, gradient_as_bucket_view=as_view
-                    ),
-                    lambda tensor: tensor,
-                )
-            mesh = init_device_mesh("cpu", (WORLD,))
-
-            def gather(tensor: Tensor) -> Tensor:
-                assert isinstance(tensor, DTensor)
-                return tensor.full_tensor()
-
-            check_clip(rank, trust, lambda model, mesh=mesh: fully_shard(model, mesh=mesh), gather)
+        check_all(rank)
     finally:
+        # The wrapped models are cycles that hold the group; if its threads outlive Python, torch ends the process by abort().
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -27,7 +27,7 @@ SELECTIONS = {
         {},
     ),
     # threads that take work from each other
-    "sharing": (("work_sharing",), "long or gradients", {"FASTRNN_TEST_REPEATS": "1"}),
+    "sharing": (("work_sharing",), "long or gradients", {"FASTRNN_TEST_REPEATS": "4"}),
     "avx2": (("precision",), "errors", {"FASTRNN_CPU_ISA": "avx2"}),
     "portable": (("precision",), "errors", {"FASTRNN_CPU_ISA": "portable"}),
 }
