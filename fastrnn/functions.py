@@ -134,7 +134,8 @@ class RNNFunction(torch.autograd.Function):
 
     Args:
         options: :class:`Options`.
-        slot: float32 tensor (1,) that backward writes to after it has recorded norms (``fastrnn.recording``), or None.
+        slot: float32 tensor (1,) that the operator which records norms writes to (``fastrnn.recording``), or None: they are not
+            recorded.
         lengths: int64 (B,) on x's device, or None. In any order for a padded batch; falling for a packed one.
         offsets: None for a padded batch; int64 (T,), the first row of each step, for a packed one.
         order: int64 (B,) or None: where each of the user's samples stands in this batch, for the recorded norms.

@@ -1,8 +1,8 @@
 """How per-step gradient norms leave backward.
 
 Backward may run eagerly, from a compiled graph, twice, or in another thread, so it cannot hand a result to a module by a Python
-side effect that torch.compile would lose. Instead it calls the operator ``fastrnn::record``, which files the tensors under the
-module's key; the one-element ``slot`` that the operator declares to modify keeps compilers from dropping the call.
+side effect that torch.compile would lose. Where anything looks, it calls the operator ``fastrnn::record`` instead, which files the
+tensors under the module's key; the one-element ``slot`` that the operator declares to modify keeps compilers from dropping the call.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ torch.library.register_fake("fastrnn::record", lambda slot, norms, clipped, key:
 
 
 def record(slot: Tensor, norms: Tensor, clipped: Tensor, key: int) -> None:
-    """File what one layer's backward measured under ``key``; the last call wins. Where nobody looks, without the operator."""
-    if not is_watched():
+    """File what one layer's backward measured under ``key``; the last call wins. Nobody may write to the tensors afterwards."""
+    if type(norms) is Tensor and not norms.is_meta and not is_watched():
         _recorded[key] = Recorded(norms, clipped)
         return
     torch.ops.fastrnn.record.default(slot, norms, clipped, key)

@@ -117,10 +117,9 @@ def work(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     try:
         check_all(rank)
-    finally:
-        # The wrapped models are cycles that hold the group; if its threads outlive Python, torch ends the process by abort().
-        gc.collect()
         dist.barrier()
+    finally:
+        gc.collect()  # the wrapped models are cycles that hold the group
         dist.destroy_process_group()
 
 

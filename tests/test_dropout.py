@@ -226,10 +226,12 @@ def test_masks_are_what_torch_s_dropout_makes_of_ones_from_the_same_seed(device,
     size, like = (2, 5, 33), torch.empty(0, device=device)
     torch.manual_seed(7)
     expected = nn.functional.dropout(torch.ones(size, device=device, dtype=dtype), p)
+    state = torch.random.get_rng_state()
     torch.manual_seed(7)
     mask = Masks().draw("recurrent mask 0", p, size, like, dtype)
     assert mask.dtype == dtype
     assert_bit_equal(mask, expected)
+    assert torch.random.get_rng_state().equal(state)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -22,10 +22,13 @@ LAYERS = {
     "gru-bidirectional": (fastrnn.GRU, {"bidirectional": True}),
     "rnn": (fastrnn.RNN, {}),
     "lstm-clipped": (fastrnn.LSTM, {"state_grad_clip": 0.01, "record_state_grad_norms": True}),
+    "lstm-masked": (fastrnn.LSTM, {"recurrent_dropout": 0.3}),
+    "gru-masked": (fastrnn.GRU, {"recurrent_dropout": 0.3, "record_state_grad_norms": True}),
+    "rnn-masked": (fastrnn.RNN, {"recurrent_dropout": 0.3}),
 }
 LENGTHS = {
     "whole": lambda steps, batch: None,
-    "ragged": lambda steps, batch: torch.randint(1, steps + 1, (batch,)),
+    "ragged": lambda steps, batch: torch.randint(0, steps + 1, (batch,)),
     # Who is given the short ones begins far behind.
     "one long": lambda steps, batch: torch.tensor([steps] + [2] * (batch - 1)),
 }
@@ -41,13 +44,18 @@ def threads(request):
 
 
 def results(layer, x, lengths):
+    """Gradients, then all else."""
     x.grad = None
     layer.zero_grad()
-    y, _ = layer(x, lengths=lengths)
+    torch.manual_seed(0)  # for the masks
+    y, final = layer(x, lengths=lengths)
     y.square().sum().backward()
     with torch.no_grad():
-        inferred, _ = layer(x, lengths=lengths)
-    return [y.detach(), inferred, x.grad, *(parameter.grad for parameter in layer.parameters())]
+        torch.manual_seed(0)
+        inferred, inferred_final = layer(x, lengths=lengths)
+    states = [state.detach() for of in (final, inferred_final) for state in (of if isinstance(of, tuple) else (of,))]
+    norms = [layer.state_grad_norms] if layer.record_state_grad_norms else []
+    return [x.grad, *(parameter.grad for parameter in layer.parameters()), y.detach(), inferred, *states, *norms]
 
 
 @pytest.mark.parametrize("lengths_of", LENGTHS)
@@ -81,5 +89,5 @@ def test_gradients_are_those_of_torch(threads, name):
         x = torch.randn(steps, batch, features, dtype=torch.float64, requires_grad=True)
         reference(x)[0].square().sum().backward()
         expected = [x.grad, *(parameter.grad for parameter in reference.parameters())]
-        for ours, theirs in zip(results(layer, x, None)[2:], expected, strict=True):
+        for ours, theirs in zip(results(layer, x, None)[: len(expected)], expected, strict=True):
             assert_equal_to_rounding(ours, theirs)

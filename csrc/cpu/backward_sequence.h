@@ -97,7 +97,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         for (int64_t i = 0; i < live; ++i) store_h_prev(i);
       if (step % bias_steps == 0) flush_bias();
       barrier_.wait();
-      if (clip_.records() && !clip_.by_norm())
+      if (clip_.records() && !clip_.by_norm() && unit_group_ == 0)
         for (int64_t i = 0; i < live; ++i) record(i, step, norm(i, step));
       for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
     }

@@ -37,8 +37,8 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         p_(params),
         rows_(rows),
         next_rows_(next_rows),
-        carries_h_(!Base::kStoresAcc || projected_ || (state_mask_ && cell_.has_extra)),
-        in_y_(!carries_h_ && !state_mask_),
+        carries_h_(cell_.has_extra && (!Base::kStoresAcc || state_mask_)),
+        in_y_(Base::kStoresAcc && !state_mask_ && !projected_),
         c_stride_(Base::num_unit_groups_ > 1 ? kLanes : hidden_stride_),
         input_(input),
         c_vector_stride_(Base::num_unit_groups_ > 1 ? s_.batch * kLanes : kLanes),
@@ -104,7 +104,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   const ForwardParams& p_;
   StepRow* rows_;         // [group's rows]  of each live sample, this step
   StepRow* next_rows_;    // [group's rows]  and the next
-  const bool carries_h_;  // y does not hold all of h, or not where the next cell finds it
+  const bool carries_h_;  // a GRU's cell reads h, which it does not find in y
   const bool in_y_;       // the product reads h_{t-1} from y
   const int64_t c_stride_;
 

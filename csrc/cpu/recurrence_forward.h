@@ -118,8 +118,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection of each gate, `products`: the recurrent
-  // product, a sample's `stride` behind the one's before.
+  // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection of each gate,
+  // `products`: the recurrent product, a sample's `stride` behind the one's before.
   template <int kCount, typename Lanes>
   FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* input, const Acc* products, int64_t stride, Lanes lanes) {
     using Vs = Several<V, kCount>;

@@ -88,7 +88,7 @@ struct WideOf<float> {
   typedef double type __attribute__((vector_size(2 * kVectorBytes)));
 };
 
-// By halves: three or four additions, one after the other, in place of one for each lane.
+// By halves, so that few additions wait for each other.
 template <int kLanes, typename Wide>
 FASTRNN_INLINE double sum_of_lanes(Wide x) {
   double lanes[kLanes];

@@ -60,7 +60,7 @@ class Variant:
 
 
 PLAIN = Variant("plain")
-# Lines are counted as well. What is not checked AddressSanitizer finds; calls in place of checks in line compile faster.
+# Lines are counted as well. Where a pointer that is not checked is used, AddressSanitizer finds it; its checks by calls compile faster.
 _ADDRESS = (
     "-fsanitize=address,undefined",
     "-fno-sanitize=null,object-size,pointer-overflow",
