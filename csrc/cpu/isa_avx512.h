@@ -3,7 +3,8 @@
 
 #include <immintrin.h>
 
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+// prfchw: what is fetched to be written is then taken from other cores, which a store would wait for.
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw")
 // g++ before 13 does not set __FMA__ and its kin for the pragma.
 #define FASTRNN_AVX512 1
 #define FASTRNN_ISA avx512
