@@ -20,14 +20,9 @@ from emulator import build
 import fastrnn
 
 LIBRARY = "_ops_cpu.abi3.so"
-FLAGS = (
-    # Checks by calls compile faster than in line. Where a pointer that is not checked is used, AddressSanitizer finds it.
-    *("-O1", "-g1", "--param", "asan-instrumentation-with-call-threshold=0"),
-    # The checks give g++ 12 false warnings (a copy bounded by a constant taken for one of a whole vector); setup.py's build holds
-    # the same text to -Werror.
-    *("-w", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
-    *("-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
-)
+# The checks give g++ 12 false warnings (a copy bounded by a constant taken for one of a whole vector); setup.py's build holds the same
+# text to -Werror.
+FLAGS = ("-O1", "-g1", "-w", *build.SANITIZERS, "-fno-omit-frame-pointer")
 
 
 def sources() -> list[Path]:

@@ -44,9 +44,7 @@ double sum_of_squares(const Scalar* out, int64_t rows, int64_t row_step, int64_t
       sum += wide * wide;
     });
   }
-  double total = 0;
-  for (int lane = 0; lane < Vec<Acc>::kLanes; ++lane) total += sum[lane];
-  return total;
+  return sum_of_lanes<Vec<Acc>::kLanes>(sum);
 }
 
 // What is multiplied: one a with one or two b's. Columns are counted through both, the second beginning at a whole tile.

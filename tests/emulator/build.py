@@ -60,14 +60,13 @@ class Variant:
 
 
 PLAIN = Variant("plain")
-# Lines are counted as well. Where a pointer that is not checked is used, AddressSanitizer finds it; its checks by calls compile faster.
-_ADDRESS = (
-    "-fsanitize=address,undefined",
-    "-fno-sanitize=null,object-size,pointer-overflow",
-    "-fno-sanitize-recover=all",
+SANITIZERS = (
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    # Where a pointer that is not checked is used, AddressSanitizer finds it. Its checks by calls compile faster than in line.
+    *("-fno-sanitize=null,object-size,pointer-overflow", "--param", "asan-instrumentation-with-call-threshold=0"),
 )
-_CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")
-ADDRESS = Variant("address", ("-Og", "-g1", *_ADDRESS, *_CALLS, "--coverage"))
+# Lines are counted as well.
+ADDRESS = Variant("address", ("-Og", "-g1", *SANITIZERS, "--coverage"))
 _THREAD = ("-O1", "-g1", "-DEMULATOR_TSAN")
 THREAD = Variant("thread", (*_THREAD, "-fsanitize=thread"), emulator_flags=_THREAD)
 
