@@ -1,7 +1,7 @@
 // Backward of one thread: all but the cell. recurrence_backward.h says what a step is.
 #pragma once
 
-#include "recurrence_common.h"
+#include "input_gradient.h"
 #include "recurrent_gradient.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -56,11 +56,15 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     Acc factor;
   };
 
-  BackwardSequence(const Recurrence<Factor>& job, const BackwardParams& params, const Work& work, const Member& member,
-                   int thread, StepRow* rows, Record* records, BiasSums<Acc> bias)
+  // `input`: nullptr where the gradient of the input comes later.
+  BackwardSequence(const Recurrence<Factor>& job, const BackwardParams& params, const InputGradient<Scalar>* input,
+                   const Work& work, const Member& member, int thread, StepRow* rows, Record* records,
+                   BiasSums<Acc> bias)
       : Base(job, work, member, thread, params.mask, params.dropout_site),
         p_(params),
         rows_(rows),
+        input_(input),
+        thread_(thread),
         bias_(bias),
         records_(records + group_.first),
         clip_(params),
@@ -100,7 +104,9 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       if (clip_.records() && !clip_.by_norm() && unit_group_ == 0)
         for (int64_t i = 0; i < live; ++i) record(i, step, norm(i, step));
       for_each_panel(outputs_, kMaxVectors, [&](int64_t v, int width) { product_of_panel(live, step, v, width); });
+      if (input_) put_input_rows(live, step);
     }
+    if (input_) multiply_input();
     store_states();
     clear_padding();
   }
@@ -257,6 +263,17 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     }
   }
 
+  // The step's rows, for the gradient of the input.
+  void put_input_rows(int64_t live, int64_t step) {
+    if (input_rows_ + live > input_->rows()) multiply_input();
+    for (int64_t i = 0; i < live; ++i)
+      input_->put_row(thread_, input_rows_++, rows_[i].grad_gates, batch_.row(time(i, step), group_.samples[i]));
+  }
+  void multiply_input() {
+    if (input_rows_ > 0) input_->multiply(thread_, d_, input_rows_, !this->job_.shares_work());
+    input_rows_ = 0;
+  }
+
   void store_states() const {
     for (int64_t i = 0; i < group_.count; ++i) {
       store_row(typed<Scalar>(p_.grad_h0) + state_row(i) * s_.state_size, h_ + i * state_stride_, outputs_,
@@ -276,7 +293,9 @@ class BackwardSequence : protected SequenceBase<Scalar> {
           if (p_.norms) typed<Acc>(p_.norms)[index] = Acc(0);
           if (p_.clipped) p_.clipped[index] = false;
         }
-        if (batch_.padded()) clear_outputs(d_ * s_.rows + batch_.row(t, group_.samples[i]));
+        if (!batch_.padded()) continue;
+        clear_outputs(d_ * s_.rows + batch_.row(t, group_.samples[i]));
+        if (input_) input_->clear_row(batch_.row(t, group_.samples[i]));
       }
     }
   }
@@ -289,6 +308,9 @@ class BackwardSequence : protected SequenceBase<Scalar> {
     if (p_.h_prev) clear_row<Acc>(typed<Scalar>(p_.h_prev) + row * state, outputs_, state);
   }
 
+  const InputGradient<Scalar>* const input_;
+  const int thread_;
+  int64_t input_rows_ = 0;  // that wait for their product
   const BiasSums<Acc> bias_;
   Record* const records_;  // [2, D, unit groups, B], from the group's first sample on
   const RecurrentGradient clip_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "split.h"
+
 namespace fastrnn::cpu {
 namespace {
 
@@ -38,9 +40,15 @@ Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets,
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
   // One more than needed, so that an empty last group has an address.
   samples_.reserve(shape.batch + 1);
+  const bool alike = shape.batch == 0 || length[order.front()] == length[order.back()];
   for (int group = 0; group < num_groups; ++group) {
     starts_.push_back(static_cast<int64_t>(samples_.size()));
-    for (int64_t i = group; i < shape.batch; i += num_groups) samples_.push_back(order[i]);
+    if (alike) {
+      const Range share = share_of(shape.batch, num_groups, group);
+      samples_.insert(samples_.end(), order.begin() + share.begin, order.begin() + share.end);
+    } else {
+      for (int64_t i = group; i < shape.batch; i += num_groups) samples_.push_back(order[i]);
+    }
   }
   starts_.push_back(static_cast<int64_t>(samples_.size()));
   samples_.push_back(0);

@@ -33,7 +33,8 @@ struct RowGroup {
 
 class Batch {
  public:
-  // Samples are dealt out to the groups in the order of their lengths, so that the groups' work is alike. Atoms are multiples of
+  // Samples of one length are divided into neighbours, others dealt out to the groups in the order of their lengths, so that the
+  // groups' work is alike. Atoms are multiples of
   // `atom_unit` samples; 0: a group is one atom.
   Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit);
 

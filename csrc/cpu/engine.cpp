@@ -11,7 +11,8 @@ namespace fastrnn::cpu {
   namespace name {                                                                             \
   void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes);           \
   int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes); \
-  void recurrence_backward(const BackwardParams& params, int num_threads, int64_t l2_bytes);   \
+  Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes);              \
+  void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes);         \
   }
 FASTRNN_DECLARE_ENGINE(portable)
 #if defined(__x86_64__)
@@ -25,18 +26,21 @@ namespace {
 struct Engine {
   void (*forward)(const LayerForwardParams&, int, int64_t);
   int (*threads_of_forward)(const LayerForwardParams&, int, int64_t);
-  void (*backward)(const BackwardParams&, int, int64_t);
+  Split (*split_of_backward)(const Shape&, int, int64_t);
+  void (*backward)(const LayerBackwardParams&, int, int64_t);
 };
+
+#define FASTRNN_ENGINE(name) \
+  { name::forward, name::threads_of_forward, name::split_of_backward, name::backward }
 
 Engine engine_for(ScalarKind scalar) {
   switch (isa_for(scalar)) {
 #if defined(__x86_64__)
-    case Isa::kAvx512Bf16:
-      return {avx512_bf16::forward, avx512_bf16::threads_of_forward, avx512_bf16::recurrence_backward};
-    case Isa::kAvx512: return {avx512::forward, avx512::threads_of_forward, avx512::recurrence_backward};
-    case Isa::kAvx2: return {avx2::forward, avx2::threads_of_forward, avx2::recurrence_backward};
+    case Isa::kAvx512Bf16: return FASTRNN_ENGINE(avx512_bf16);
+    case Isa::kAvx512: return FASTRNN_ENGINE(avx512);
+    case Isa::kAvx2: return FASTRNN_ENGINE(avx2);
 #endif
-    default: return {portable::forward, portable::threads_of_forward, portable::recurrence_backward};
+    default: return FASTRNN_ENGINE(portable);
   }
 }
 
@@ -62,11 +66,17 @@ int threads_of_forward(const LayerForwardParams& params, int num_threads) {
   return engine_for(params.shape.scalar).threads_of_forward(params, num_threads, l2_bytes());
 }
 
-void recurrence_forward(const ForwardParams& params, int num_threads) { forward({params}, num_threads); }
-
-void recurrence_backward(const BackwardParams& params, int num_threads) {
+void backward(const LayerBackwardParams& params, int num_threads) {
   engine_for(params.shape.scalar).backward(params, num_threads, l2_bytes());
 }
+
+Split split_of_backward(const Shape& shape, int num_threads) {
+  return engine_for(shape.scalar).split_of_backward(shape, num_threads, l2_bytes());
+}
+
+void recurrence_forward(const ForwardParams& params, int num_threads) { forward({params}, num_threads); }
+
+void recurrence_backward(const BackwardParams& params, int num_threads) { backward({params}, num_threads); }
 
 const char* isa() { return isa_name(selected_isa()); }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layer_params.h"
+#include "split.h"
 
 namespace fastrnn::cpu {
 
@@ -14,9 +15,13 @@ void recurrence_backward(const BackwardParams& params, int num_threads);
 void layer_forward(const LayerForwardParams& params, int num_threads);
 void layer_backward(const LayerBackwardParams& params, int num_threads);
 
-// What layer_forward is made of: the recurrence, which multiplies its input by itself where that is given.
+// What a layer is made of: the recurrence, which multiplies its input by itself where that is given, and the gradient of it where
+// that is asked for.
 void forward(const LayerForwardParams& params, int num_threads);
-int threads_of_forward(const LayerForwardParams& params, int num_threads);  // that it would use
+void backward(const LayerBackwardParams& params, int num_threads);
+// How they would use the threads.
+int threads_of_forward(const LayerForwardParams& params, int num_threads);
+Split split_of_backward(const Shape& shape, int num_threads);
 
 // "avx512_bf16", "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA
 // asks for. Throws std::runtime_error, naming what the CPU has, where the variable asks for what it cannot run.

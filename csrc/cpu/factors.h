@@ -22,9 +22,9 @@ struct FactorTraits {
   FASTRNN_INLINE static Vec<Factor> along_k(const Scalar* from, Lanes lanes) {
     return load(from, lanes);
   }
-  // Factors of adjacent rows: the next kSteps steps of k, `k_step` apart, of which `steps_left` exist.
+  // Factors of adjacent rows: their values at kSteps steps of k, the second at `next`, which is nullptr if there is none.
   template <typename Scalar, typename Lanes>
-  FASTRNN_INLINE static Vec<Factor> across_k(const Scalar* from, int64_t, int64_t, Lanes lanes) {
+  FASTRNN_INLINE static Vec<Factor> across_k(const Scalar* from, const Scalar* /*next*/, Lanes lanes) {
     return load(from, lanes);
   }
   // The factor that begins here, in every lane.
@@ -80,12 +80,12 @@ struct FactorTraits<Bfloat16Pair> {
     return Pairs::of(reinterpret_cast<Bits32>(_mm512_maskz_loadu_epi16(lane_mask(part), from)));
   }
   template <typename Lanes>
-  FASTRNN_INLINE static Pairs across_k(const Bfloat16* from, int64_t k_step, int64_t steps_left, Lanes lanes) {
+  FASTRNN_INLINE static Pairs across_k(const Bfloat16* from, const Bfloat16* next, Lanes lanes) {
     const auto step = [lanes](const Bfloat16* row) __attribute__((always_inline)) {
       return __builtin_convertvector(load_raw(reinterpret_cast<const uint16_t*>(row), lanes), Bits32);
     };
     const Bits32 first = step(from);
-    return Pairs::of(steps_left > 1 ? first | step(from + k_step) << 16 : first);
+    return Pairs::of(next ? first | step(next) << 16 : first);
   }
   FASTRNN_INLINE static Pairs broadcast(const Bfloat16* from, Whole) {
     Bfloat16Pair pair;

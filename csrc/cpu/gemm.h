@@ -6,84 +6,54 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// 16-bit storage and a k of several rounds: the sums need memory of their own. Part of the rows at a time, to bound it.
 template <typename Scalar>
-void multiply_in_slices(const ProductParts<Scalar>& p, int64_t num_threads) {
-  const int64_t sums_row = Product<Scalar>::sums_row(p.columns());
-  const int64_t slice_rows = least(p.m, most(512, (int64_t{2} << 20) / sums_row));
-  Buffer sums;
-  sums.allocate(slice_rows * sums_row * static_cast<int64_t>(sizeof(float)));
-  for (int64_t row = 0; row < p.m; row += slice_rows) {
-    ProductParts<Scalar> slice = p;
-    slice.m = least(slice_rows, p.m - row);
-    slice.a.data = p.a.at(row, 0);
-    for (int i = 0; i < p.count; ++i) slice.parts[i].out += row * p.parts[i].out_row;
-    Product<Scalar> product(slice,
-                            choose_blocks<typename FactorOf<Scalar>::type>(slice.m, p.columns(), p.k, num_threads),
-                            sums.as<float>());
+void multiply(const ProductParts<Scalar>& p, int64_t num_threads) {
+  if (p.count == 1 && ThinProduct<Scalar>::fits(p)) {
+    ThinProduct<Scalar> product(p, num_threads);
     run_team(product, static_cast<int>(num_threads));
+    product.add_squares();
+    return;
+  }
+  int64_t rows = p.m;
+  const auto blocks = [&](int64_t num_rows) {
+    return choose_blocks<typename FactorOf<Scalar>::type>(num_rows, p.columns(), p.longest_run(), p.num_runs,
+                                                          num_threads);
+  };
+  if constexpr (!std::is_same_v<Scalar, typename AccOf<Scalar>::type>)
+    if (p.num_runs > 1 || blocks(rows).depth < p.k) rows = least(rows, Product<Scalar>::rows_of_slice(p.columns()));
+  for (int64_t row = 0; row < p.m; row += rows) {
+    const ProductParts<Scalar> slice = p.slice(row, least(rows, p.m - row));
+    const Blocks chosen = blocks(slice.m);
+    Product<Scalar> product(slice, chosen);
+    run_team(product, static_cast<int>(least(num_threads, p.num_runs * chosen.num_strips * chosen.num_groups)));
     product.add_squares();
   }
 }
 
 template <typename Scalar>
-void multiply(const ProductParts<Scalar>& p, int64_t num_threads) {
-  using Acc = typename AccOf<Scalar>::type;
-  const Blocks blocks = choose_blocks<typename FactorOf<Scalar>::type>(p.m, p.columns(), p.k, num_threads);
-  if constexpr (!std::is_same_v<Scalar, Acc>)
-    if (blocks.depth < p.k) return multiply_in_slices<Scalar>(p, num_threads);
-  Product<Scalar> product(p, blocks, nullptr);
-  run_team(product, static_cast<int>(least(num_threads, blocks.num_strips * blocks.num_groups)));
-  product.add_squares();
-}
-
-template <typename Scalar>
 void multiply(const MatmulParams& p, int num_threads) {
-  const int64_t threads = useful_threads(p.m * p.n * p.k, num_threads);
-  if (ThinProduct<Scalar>::fits(p)) {
-    ThinProduct<Scalar> product(p, threads);
-    run_team(product, static_cast<int>(threads));
-    if (p.squares) *p.squares += sum_of_squares(static_cast<const Scalar*>(p.out), p.m, p.out_row, p.n);
-    return;
-  }
   const Operand<Scalar> a{static_cast<const Scalar*>(p.a), p.m, p.a_row, p.a_col};
   ProductParts<Scalar> parts{p.m, p.k, a, {p.bias[0], p.bias[1]}, p.accumulate};
   parts.add({static_cast<const Scalar*>(p.b), p.n, p.b_col, p.b_row}, p.out, p.out_row, p.squares);
-  multiply(parts, threads);
-}
-
-// A part by itself, of which b's halves are two products.
-template <typename Scalar>
-void multiply_part(const JointMatmulParams& p, const JointMatmulParams::Part& part, int num_threads) {
-  MatmulParams m{};
-  m.m = p.m, m.n = part.n, m.a_row = p.a_row, m.a_col = p.a_col, m.b_col = 1;
-  m.out = part.out, m.out_row = part.n, m.scalar = p.scalar;
-  const auto add = [&](int64_t first, int64_t last, const void* b, int64_t b_row) {
-    m.k = last - first;
-    m.a = static_cast<const Scalar*>(p.a) + first * p.a_col;
-    m.b = b, m.b_row = b_row;
-    m.squares = last == p.k ? part.squares : nullptr;
-    multiply<Scalar>(m, num_threads);
-    m.accumulate = true;
-  };
-  if (part.split > 0 || p.k == 0) add(0, part.split, part.b, part.b_row);
-  if (part.split < p.k) add(part.split, p.k, part.tail, part.tail_row);
+  multiply(parts, useful_threads(p.m * p.n * p.k, num_threads));
 }
 
 template <typename Scalar>
 void multiply(const JointMatmulParams& p, int num_threads) {
-  const Operand<Scalar> a{static_cast<const Scalar*>(p.a), p.m, p.a_row, p.a_col};
-  ProductParts<Scalar> parts{p.m, p.k, a, {}, false};
+  const auto parts = [&p] {
+    return ProductParts<Scalar>{p.m, p.k, Operand<Scalar>::of_lines(p.a, p.a_first, p.m), {}, false};
+  };
+  ProductParts<Scalar> joint = parts();
   for (int i = 0; i < p.num_parts; ++i) {
     const JointMatmulParams::Part& part = p.parts[i];
-    if (p.m <= kFew || part.n <= kFew)
-      multiply_part<Scalar>(p, part, num_threads);
-    else
-      parts.add({static_cast<const Scalar*>(part.b), part.n, 1, part.b_row, part.split,
-                 static_cast<const Scalar*>(part.tail), part.tail_row},
-                part.out, part.n, part.squares);
+    ProductParts<Scalar> by_itself = parts();
+    ProductParts<Scalar>& with = p.m <= kFew || part.n <= kFew ? by_itself : joint;
+    with.add(Operand<Scalar>::of_lines(part.b, 0, part.n), part.out, part.n, part.squares);
+    if (by_itself.count > 0) multiply(by_itself, useful_threads(p.m * part.n * p.k, num_threads));
   }
-  if (parts.count > 0) multiply(parts, useful_threads(p.m * parts.columns() * p.k, num_threads));
+  if (joint.count == 0) return;
+  joint.num_runs = p.num_runs, joint.run_ends = p.run_ends;
+  multiply(joint, useful_threads(p.m * joint.columns() * p.k, num_threads));
 }
 
 template <typename Params>

@@ -21,7 +21,8 @@ constexpr int64_t useful_threads(int64_t products, int64_t num_threads) {
 }
 
 // A round is one block of `depth` steps of k and `columns` columns. In a round, a task is a strip of rows times a group of
-// columns: its rows of a are packed once and stay in the core's L2, while b's panels pass through L1.
+// columns: its rows of a are packed once and stay in the core's L2, while b's panels pass through L1. Runs of k are products by
+// themselves, of a part of the threads each.
 struct Blocks {
   int64_t depth;
   int64_t columns;
@@ -32,14 +33,15 @@ struct Blocks {
   bool rows_first;  // a task walks along the output's rows, not down its columns; with share_b alone
 };
 
-// `depth`, which decides the order of the sums, does not depend on num_threads.
+// `depth`, which decides the order of the sums, does not depend on num_threads. `k`: of the longest run.
 template <typename Factor>
-Blocks choose_blocks(int64_t m, int64_t n, int64_t k, int64_t num_threads) {
+Blocks choose_blocks(int64_t m, int64_t n, int64_t k, int64_t num_runs, int64_t all_threads) {
   constexpr int64_t kRows = kTileRows, kColumns = kTileColumns<typename AccOf<Factor>::type>;
   constexpr int64_t size = sizeof(Factor) / FactorTraits<Factor>::kSteps;  // of one step of k
   constexpr int64_t kSharedParts = 16;                                     // most of packed b, in L2 sizes
   constexpr int64_t kRowsFirstDepth = 64;  // up to where writing the output is what takes the time
   const CacheSizes cache = cache_sizes();
+  const int64_t num_threads = ceil_div(all_threads, num_runs);
   Blocks blocks;
   // Panels of b stream from L2, well ahead of their use, and each round passes over the output once more: so long ones
   // (measured: three times L1 is up to 10% faster than one that fits).
@@ -58,7 +60,7 @@ Blocks choose_blocks(int64_t m, int64_t n, int64_t k, int64_t num_threads) {
   blocks.share_b = blocks.num_strips > 1 || blocks.rows_first;
   // With few strips, columns are divided too; without sharing, finely, so that a thread that is held up costs little.
   const int64_t num_groups = blocks.share_b    ? ceil_div(num_threads, blocks.num_strips)
-                             : num_threads > 1 ? num_threads * 4
+                             : all_threads > 1 ? num_threads * 4
                                                : 1;
   blocks.num_groups = least(num_panels, num_groups);
   return blocks;

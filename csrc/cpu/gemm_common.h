@@ -4,12 +4,14 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 #include <utility>
 
 #include "buffer.h"
 #include "cache.h"
 #include "matmul.h"
+#include "phases.h"
 #include "split.h"
 #include "storage.h"
 #include "team.h"

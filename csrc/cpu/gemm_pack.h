@@ -7,18 +7,30 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// One operand: element (row, k) is at row * row_step + k * k_step; one of the steps is 1. Where row_step is, the elements from
-// k = split on may be elsewhere, in `tail`.
+// One operand: element (row, k) is at row * row_step + k * k_step; one of the steps is 1. With `lines`, at lines[k] + first + row.
 template <typename Scalar>
 struct Operand {
   const Scalar* data;
   int64_t rows, row_step, k_step;
-  int64_t split = INT64_MAX;
-  const Scalar* tail = nullptr;
-  int64_t tail_k_step = 0;
+  const void* const* lines = nullptr;  // [k]  for all rows
+  int64_t first = 0;
 
-  const Scalar* at(int64_t row, int64_t k) const { return data + row * row_step + k * k_step; }
-  const Scalar* in_tail(int64_t row, int64_t k) const { return tail + row + (k - split) * tail_k_step; }
+  static Operand of_lines(const void* const* lines, int64_t first, int64_t rows) {
+    return {nullptr, rows, 1, 0, lines, first};
+  }
+  FASTRNN_INLINE const Scalar* at(int64_t row, int64_t k) const {
+    return lines ? static_cast<const Scalar*>(lines[k]) + first + row : data + row * row_step + k * k_step;
+  }
+  // Without the rows before `row`.
+  Operand from_row(int64_t row) const {
+    Operand rest = *this;
+    rest.rows -= row;
+    if (lines)
+      rest.first += row;
+    else
+      rest.data += row * row_step;
+    return rest;
+  }
 };
 
 // Elements from one panel to the next. The gap takes what a panel's last vector writes too much, and keeps panels of a depth
@@ -60,21 +72,28 @@ void pack_rows(const Scalar* source, int64_t row_step, int count, int64_t depth,
   });
 }
 
-// A panel of which rows are adjacent in memory. Rows beyond `count`, those that exist, become 0.
+// Steps of k, whole factors, whose cache lines are held while all panels take their part of them.
+constexpr int64_t kSlab = 8;
+
+// Some steps of a panel of which rows are adjacent in memory: step k is at lines[k] + row. Rows beyond `count`, those that exist,
+// become 0.
 template <typename Factor, int kWidth, typename Scalar>
-void pack_columns(const Scalar* source, int64_t k_step, int64_t count, int64_t depth, Factor* panel) {
+void pack_columns(const Scalar* const (&lines)[kSlab], int64_t row, int64_t count, int64_t depth, Factor* panel) {
   using Traits = FactorTraits<Factor>;
   using Acc = typename AccOf<Factor>::type;
-  constexpr int lanes = Vec<Factor>::kLanes, vectors = (kWidth + lanes - 1) / lanes, steps = Traits::kSteps;
-  for (int64_t k = 0; k < depth; k += steps, source += steps * k_step, panel += kWidth) {
+  constexpr int lanes = Vec<Factor>::kLanes, vectors = (kWidth + lanes - 1) / lanes;
+  for (int64_t k = 0; k < depth; k += Traits::kSteps, panel += kWidth) {
+    const Scalar* const from = lines[k] + row;
+    const Scalar* const next = k + 1 < depth ? lines[k + 1] + row : nullptr;
+    const auto after = [next](int64_t i) { return next ? next + i : nullptr; };
     if (count >= vectors * lanes) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v)
-        store(panel + v * lanes, Traits::across_k(source + v * lanes, k_step, depth - k, Whole{}), Whole{});
+        store(panel + v * lanes, Traits::across_k(from + v * lanes, after(v * lanes), Whole{}), Whole{});
     } else {
       for (int v = 0; v < vectors; ++v) store(panel + v * lanes, Vec<Factor>{}, Whole{});
       for_each_vector<Acc>(count, [&](int64_t i, auto part) {
-        store(panel + i, Traits::across_k(source + i, k_step, depth - k, part), Whole{});
+        store(panel + i, Traits::across_k(from + i, after(i), part), Whole{});
       });
     }
   }
@@ -83,8 +102,6 @@ void pack_columns(const Scalar* source, int64_t k_step, int64_t count, int64_t d
 // Rows [first, last) at depth [k, k + depth) into consecutive panels. `out` has panel_size for each.
 template <typename Factor, int kWidth, typename Scalar>
 void pack(const Operand<Scalar>& x, int64_t first, int64_t last, int64_t k, int64_t depth, Factor* out) {
-  constexpr int64_t kSlab =
-      8;  // steps of k, whole factors, whose cache lines are held while all panels take their part of them
   const int64_t size = panel_size<Factor, kWidth>(depth);
   if (x.k_step == 1) {
     for (int64_t row = first; row < last; row += kWidth, out += size)
@@ -94,13 +111,12 @@ void pack(const Operand<Scalar>& x, int64_t first, int64_t last, int64_t k, int6
   }
   for (int64_t slab = 0, steps; slab < depth; slab += steps) {
     steps = depth - slab < kSlab ? depth - slab : kSlab;
-    const bool in_tail = k + slab >= x.split;
-    if (!in_tail && x.split - (k + slab) < steps) steps = x.split - (k + slab);
+    const Scalar* lines[kSlab];
+    for (int64_t i = 0; i < steps; ++i) lines[i] = x.at(0, k + slab + i);
     Factor* panel = out + slab / FactorTraits<Factor>::kSteps * kWidth;
     // What a panel's last step writes too much is its first of the next slab, which comes later, or the gap.
     for (int64_t row = first; row < last; row += kWidth, panel += size)
-      pack_columns<Factor, kWidth>(in_tail ? x.in_tail(row, k + slab) : x.at(row, k + slab),
-                                   in_tail ? x.tail_k_step : x.k_step, x.rows - row, steps, panel);
+      pack_columns<Factor, kWidth>(lines, row, x.rows - row, steps, panel);
   }
 }
 

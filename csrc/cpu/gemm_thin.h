@@ -15,18 +15,18 @@ class ThinProduct final : public TeamJob {
   static constexpr int64_t kChunk = 512;  // outputs of a task: their sums stay in L1
 
  public:
-  static bool fits(const MatmulParams& p) { return p.m <= kFew || p.n <= kFew; }
+  static bool fits(const ProductParts<Scalar>& p) { return p.m <= kFew || p.columns() <= kFew; }
 
-  explicit ThinProduct(const MatmulParams& p, int64_t num_threads) : p_(p), few_are_rows_(p.m <= p.n) {
-    const Operand<Scalar> a{static_cast<const Scalar*>(p.a), p.m, p.a_row, p.a_col};
-    const Operand<Scalar> b{static_cast<const Scalar*>(p.b), p.n, p.b_col, p.b_row};
-    few_ = few_are_rows_ ? a : b;
-    many_ = few_are_rows_ ? b : a;
+  // Of a single part.
+  explicit ThinProduct(const ProductParts<Scalar>& p, int64_t num_threads)
+      : p_(p), n_(p.columns()), few_are_rows_(p.m <= n_) {
+    few_ = few_are_rows_ ? p.a : p.parts[0].b;
+    many_ = few_are_rows_ ? p.parts[0].b : p.a;
     task_size_ = least(kChunk, round_up(ceil_div(many_.rows, num_threads), 64));
   }
 
   void prepare(int num_threads) override {
-    const int64_t bias_size = round_up(p_.n, kLanes), depth = round_up(p_.k, kLanes);
+    const int64_t bias_size = round_up(n_, kLanes), depth = round_up(p_.k, kLanes);
     workspace_.allocate((bias_size + few_.rows * depth + num_threads * few_.rows * kChunk) *
                         static_cast<int64_t>(sizeof(Acc)));
     Acc* const memory = workspace_.as<Acc>();
@@ -34,7 +34,7 @@ class ThinProduct final : public TeamJob {
     values_ = memory + bias_size;
     sums_ = values_ + few_.rows * depth;
     depth_ = depth;
-    sum_biases<Acc, Scalar>(p_.bias, p_.n, bias_size, bias_);
+    sum_biases<Acc, Scalar>(p_.bias, n_, bias_size, bias_);
     for (int64_t f = 0; f < few_.rows; ++f) {
       Acc* const values = values_ + f * depth;
       if (few_.k_step == 1)
@@ -43,6 +43,10 @@ class ThinProduct final : public TeamJob {
       else
         for (int64_t k = 0; k < p_.k; ++k) values[k] = load(few_.at(f, k), Part{1}).raw[0];
     }
+  }
+
+  void add_squares() const {
+    if (p_.parts[0].squares) *p_.parts[0].squares += sum_of_squares(output().data, p_.m, output().row, n_);
   }
 
   void work(int thread) override {
@@ -91,7 +95,8 @@ class ThinProduct final : public TeamJob {
 
   template <int kSteps>
   void add_rows(int64_t first, int64_t count, int64_t k, Acc* sums) const {
-    const Scalar* const rows = many_.at(first, k);
+    const Scalar* rows[kSteps];
+    for (int i = 0; i < kSteps; ++i) rows[i] = many_.at(first, k + i);
     for (int64_t f = 0; f < few_.rows; ++f) {
       V value[kSteps];
 #pragma GCC unroll 8
@@ -100,22 +105,22 @@ class ThinProduct final : public TeamJob {
       for_each_vector<Acc>(count, [&](int64_t j, auto part) __attribute__((always_inline)) {
         V sum = load(out + j, Whole{});
 #pragma GCC unroll 8
-        for (int i = 0; i < kSteps; ++i) sum += value[i] * load(rows + i * many_.k_step + j, part);
+        for (int i = 0; i < kSteps; ++i) sum += value[i] * load(rows[i] + j, part);
         store(out + j, sum, Whole{});
       });
     }
   }
 
   void store_sums(int64_t f, int64_t first, int64_t count, Acc* sums) const {
-    Scalar* const out = static_cast<Scalar*>(p_.out);
+    const auto [out, out_row] = output();
     if (few_are_rows_) {
       for_each_vector<Acc>(count, [&](int64_t j, auto part) {
         store(sums + j, load(sums + j, Whole{}) + load(bias_ + first + j, part), Whole{});
       });
-      add_to_row(sums, count, out + f * p_.out_row + first, p_.accumulate);
+      add_to_row(sums, count, out + f * out_row + first, p_.accumulate);
     } else {
       for (int64_t i = 0; i < count; ++i) {
-        Scalar* const element = out + (first + i) * p_.out_row + f;
+        Scalar* const element = out + (first + i) * out_row + f;
         V sum = sums[i] + bias_[f];
         if (p_.accumulate) sum += load(element, Part{1});
         store(element, sum, Part{1});
@@ -123,7 +128,14 @@ class ThinProduct final : public TeamJob {
     }
   }
 
-  const MatmulParams p_;
+  struct Output {
+    Scalar* data;
+    int64_t row;
+  };
+  Output output() const { return {p_.parts[0].out, p_.parts[0].out_row}; }
+
+  const ProductParts<Scalar> p_;
+  const int64_t n_;
   const bool few_are_rows_;  // of a, else columns of b
   Operand<Scalar> few_, many_;
   int64_t task_size_, depth_ = 0;

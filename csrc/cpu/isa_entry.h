@@ -41,21 +41,28 @@ using FactorOfFloats = FactorOf<Bfloat16>::type;
 using FactorOfFloats = float;
 #endif
 
+template <typename Function>
+auto run_with_factor(ScalarKind scalar, Function function) {
+  return scalar == ScalarKind::kDouble ? function(double{}) : function(FactorOfFloats{});
+}
+
 int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
-  const Shape& s = params.shape;
-  return s.scalar == ScalarKind::kDouble
-             ? split_of_step<double>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads, true)
-                   .threads()
-             : split_of_step<FactorOfFloats>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads,
-                                             true)
-                   .threads();
+  return run_with_factor(params.shape.scalar, [&]<typename Factor>(Factor) {
+    return split_of_forward<Factor>(params.shape, num_threads, l2_bytes).threads();
+  });
+}
+
+Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes) {
+  return run_with_factor(shape.scalar, [&]<typename Factor>(Factor) {
+    return split_of_backward<Factor>(shape, num_threads, l2_bytes);
+  });
 }
 
 void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
   run<Forward>(params, num_threads, l2_bytes);
 }
 
-void recurrence_backward(const BackwardParams& params, int num_threads, int64_t l2_bytes) {
+void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes) {
   run<Backward>(params, num_threads, l2_bytes);
 }
 

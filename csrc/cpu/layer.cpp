@@ -1,6 +1,9 @@
 // A layer around its recurrence.
 #include <cstring>
+#include <optional>
+#include <vector>
 
+#include "batch.h"
 #include "buffer.h"
 #include "engine.h"
 #include "matmul.h"
@@ -45,63 +48,100 @@ void project(const LayerForwardParams& p, void* gates, int num_threads) {
   }
 }
 
-// h_{t-1} beside a direction's grad_gates: where backward has written it, or y one step earlier and h0.
-JointMatmulParams::Part previous_states(const LayerBackwardParams& p, int64_t d) {
-  const Shape& s = p.shape;
-  const Elements at(s.scalar);
-  const int64_t P = s.state_size, y_row = s.directions * P;
-  JointMatmulParams::Part part{};
-  part.n = P;
-  if (p.h_prev) {
-    part.b = at(p.h_prev, d * s.rows * P), part.b_row = P, part.split = s.rows;
-    return part;
+// Where a direction's rows lie that the gradients of its weights are summed over: those of all steps that exist, run by run. A run has
+// the samples of one row group of the recurrence, whose gradients are in the cache of the thread that has computed them.
+class SummedRows {
+ public:
+  SummedRows(const LayerBackwardParams& p, int num_groups) : p_(p) {
+    const Shape& s = p.shape;
+    batch_.emplace(s, p.lengths, p.offsets, num_groups, 0);
+    memory_.allocate(4 * s.rows * static_cast<int64_t>(sizeof(void*)));
+    gates_ = memory_.as<const void*>();
+    n_h_ = gates_ + s.rows, x_ = n_h_ + s.rows, h_ = x_ + s.rows;
+    for (int group = 0; group < num_groups; ++group) {
+      for_each_row(batch_->group(group), [this](int64_t, int64_t, int64_t, int64_t) { ++count_; });
+      run_ends_.push_back(count_);
+    }
+    // Where runs are short, adding their sums takes longer than is won.
+    if (count_ < kRowsOfRun * num_groups) run_ends_ = {count_};
+    runs_ = num_groups;
   }
-  const void* const h0 = at(p.h0, d * s.batch * P);
-  const int64_t first = s.rows > 0 ? s.batch : 0;  // rows that have h0 for h_{t-1}
-  if (d == 0) {
-    part.b = h0, part.b_row = P, part.split = first;
-    part.tail = p.y, part.tail_row = y_row;
-  } else {
-    part.b = at(p.y, first * y_row + P), part.b_row = y_row, part.split = s.rows - first;
-    part.tail = h0, part.tail_row = P;
+
+  void find(int64_t d) {
+    const Shape& s = p_.shape;
+    const Elements at(s.scalar);
+    const int64_t P = s.state_size, H = s.hidden_size, width = num_gates(s.cell) * H;
+    int64_t k = 0;
+    for (int group = 0; group < runs_; ++group) {
+      for_each_row(batch_->group(group), [&](int64_t t, int64_t sample, int64_t row, int64_t length) {
+        const int64_t prev = d == 0 ? t - 1 : t + 1, own = d * s.rows + row;
+        gates_[k] = at(p_.grad_gates, own * width);
+        n_h_[k] = at(p_.grad_n_h, own * H);
+        x_[k] = at(p_.x, row * p_.input_size);
+        h_[k] = p_.h_prev                 ? at(p_.h_prev, own * P)
+                : 0 <= prev && prev < length ? at(p_.y, (batch_->row(prev, sample) * s.directions + d) * P)
+                                             : at(p_.h0, (d * s.batch + sample) * P);
+        ++k;
+      });
+    }
   }
-  return part;
-}
+
+  const void* const* gates() const { return gates_; }
+  const void* const* n_h() const { return n_h_; }
+  const void* const* x() const { return x_; }
+  const void* const* h() const { return h_; }  // h_{t-1}
+  int64_t count() const { return count_; }
+  const std::vector<int64_t>& run_ends() const { return run_ends_; }
+
+ private:
+  static constexpr int64_t kRowsOfRun = 64;
+
+  // Calls function(step, sample, row, the sample's length).
+  template <typename Function>
+  void for_each_row(const RowGroup& group, Function function) const {
+    int64_t live = group.count;
+    for (int64_t t = 0; t < group.steps(); ++t) {
+      while (group.lengths[live - 1] <= t) --live;
+      for (int64_t i = 0; i < live; ++i)
+        function(t, group.samples[i], batch_->row(t, group.samples[i]), group.lengths[i]);
+    }
+  }
+
+  const LayerBackwardParams& p_;
+  std::optional<Batch> batch_;
+  Buffer memory_;
+  const void **gates_, **n_h_, **x_, **h_;
+  int64_t count_ = 0;
+  int runs_ = 0;
+  std::vector<int64_t> run_ends_;
+};
 
 // Gradients of a direction's W_ih and W_hh: both multiply grad_gates, but for a GRU's candidate, whose gradient behind the reset is
 // another one.
-void multiply_gate_gradients(const LayerBackwardParams& p, int64_t d, int num_threads) {
+void multiply_gate_gradients(const LayerBackwardParams& p, int64_t d, const SummedRows& rows, int num_threads) {
   const Shape& s = p.shape;
   const Elements at(s.scalar);
   const int64_t I = p.input_size, P = s.state_size, H = s.hidden_size, width = num_gates(s.cell) * H;
   double* const squares = p.squares ? p.squares + d * p.weights : nullptr;
-  JointMatmulParams::Part input{};
-  input.n = I, input.b = p.x, input.b_row = I, input.split = s.rows;
-  JointMatmulParams::Part state = previous_states(p, d);
 
-  // Rows [first, last) of the weights, from columns `first`... of a [rows, a_col].
-  const auto multiply = [&](int64_t first, int64_t last, const void* a, int64_t a_col, bool with_input,
+  // Rows [first, last) of the weights, from columns `column`... of rows `a`.
+  const auto multiply = [&](int64_t first, int64_t last, const void* const* a, int64_t column, bool with_input,
                             bool with_state) {
     JointMatmulParams m{};
-    m.m = last - first, m.k = s.rows;
-    m.a = a, m.a_row = 1, m.a_col = a_col;
+    m.m = last - first, m.k = rows.count();
+    m.a = a, m.a_first = column;
+    m.num_runs = static_cast<int>(rows.run_ends().size()), m.run_ends = rows.run_ends().data();
     m.scalar = s.scalar;
-    if (with_input && p.grad_w_ih[d]) {
-      input.out = at(p.grad_w_ih[d], first * I), input.squares = squares;
-      m.parts[m.num_parts++] = input;
-    }
-    if (with_state && p.grad_w_hh[d]) {
-      state.out = at(p.grad_w_hh[d], first * P), state.squares = squares ? squares + 1 : nullptr;
-      m.parts[m.num_parts++] = state;
-    }
+    if (with_input && p.grad_w_ih[d]) m.parts[m.num_parts++] = {I, rows.x(), at(p.grad_w_ih[d], first * I), squares};
+    if (with_state && p.grad_w_hh[d])
+      m.parts[m.num_parts++] = {P, rows.h(), at(p.grad_w_hh[d], first * P), squares ? squares + 1 : nullptr};
     if (m.num_parts > 0) joint_matmul(m, num_threads);
   };
-  const void* const gates = at(p.grad_gates, d * s.rows * width);
   const int64_t shared = s.cell == CellKind::kGru ? 2 * H : width;
-  multiply(0, shared, gates, width, true, true);
+  multiply(0, shared, rows.gates(), 0, true, true);
   if (shared == width) return;
-  multiply(shared, width, at(gates, shared), width, true, false);
-  multiply(shared, width, at(p.grad_n_h, d * s.rows * H), H, false, true);
+  multiply(shared, width, rows.gates(), shared, true, false);
+  multiply(shared, width, rows.n_h(), 0, false, true);
 }
 
 void multiply_projected_gradient(const LayerBackwardParams& p, int64_t d, int num_threads) {
@@ -179,15 +219,21 @@ void layer_backward(const LayerBackwardParams& params, int num_threads) {
   if (s.cell == CellKind::kGru) p.grad_n_h = allocate(grad_n_h, s.hidden_size);
   if (p.w_hr[0]) p.grad_h = allocate(grad_h, s.state_size);
   const bool masked_state = p.mask && p.dropout_site == DropoutSite::kState;
-  const bool odd_pairs = s.scalar == ScalarKind::kBfloat16 && s.batch % 2;  // joint_matmul: split
-  if (masked_state || p.lengths || p.offsets || odd_pairs) p.h_prev = allocate(h_prev, s.state_size);
+  if (masked_state) p.h_prev = allocate(h_prev, s.state_size);
   if (p.grad_b_ih[0] || p.grad_b_hh[0]) {
     grad_bias.allocate(s.directions * (num_gates(s.cell) + 1) * s.hidden_size * 8);
     p.grad_bias = grad_bias.as<void>();
   }
-  recurrence_backward(p, num_threads);
+  const Split split = split_of_backward(s, num_threads);
+  // A direction adds to the other's gradient of the input when that is complete. A thread of some units would read all gates' gradients.
+  const bool multiplies_inside = s.directions == 1 && split.unit_groups == 1 && p.input_size > kFew;
+  if (!multiplies_inside) p.grad_x = nullptr;
+  backward(p, num_threads);
+  p.grad_x = multiplies_inside ? nullptr : params.grad_x;
+  SummedRows rows(p, split.row_groups);
   for (int64_t d = 0; d < s.directions; ++d) {
-    multiply_gate_gradients(p, d, num_threads);
+    rows.find(d);
+    multiply_gate_gradients(p, d, rows, num_threads);
     if (p.grad_w_hr[d]) multiply_projected_gradient(p, d, num_threads);
     if (p.grad_x) multiply_input_gradient(p, d, num_threads);
     if (p.grad_bias) copy_bias_gradients(p, d);

@@ -29,26 +29,23 @@ struct MatmulParams {
 // not depend on it: two runs on one machine are bit-equal.
 void matmul(const MatmulParams& params, int num_threads);
 
-// Up to two products with the same a, which is packed once, each out = a b. Unlike MatmulParams' b, one here may be two matrices,
-// one under the other: its rows from `split` on are those of `tail`. 0 <= split <= k. A product with kFew rows or columns at most is done
-// half by half, and what is stored in 16 bits is then rounded twice. Where bfloat16 is multiplied in pairs (factors.h), `split` has to
-// be even or k.
+// Up to two products with the same a^T, which is packed once: each out is the sum over k of the outer products of a's row k and b's.
+// Rows lie anywhere. They may be divided into runs, each of which is summed by itself before the runs' sums are added. Run i is
+// begun by thread i, and so that which should have made its rows. The result does not depend on num_threads, but on the runs.
 struct JointMatmulParams {
   struct Part {
     int64_t n;
-    const void* b;  // scalar [split, n], unit column stride
-    int64_t b_row;
-    int64_t split;     // k: all of b
-    const void* tail;  // scalar [k - split, n], unit column stride
-    int64_t tail_row;
-    void* out;        // scalar [m, n], contiguous
-    double* squares;  // as MatmulParams'
+    const void* const* b;  // [k] rows, scalar [n]
+    void* out;             // scalar [m, n], contiguous
+    double* squares;       // as MatmulParams'
   };
   int64_t m, k;
-  const void* a;  // scalar [m, k]
-  int64_t a_row, a_col;
+  const void* const* a;  // [k] rows, scalar [a_first + m] at least
+  int64_t a_first;       // what is multiplied begins there
   int num_parts;
   Part parts[2];
+  int num_runs;             // at least 1
+  const int64_t* run_ends;  // [num_runs] rising, the last k; a single run needs none
   ScalarKind scalar;
 };
 

@@ -78,7 +78,7 @@ class PackedMatrix {
       for (int64_t v = first_vector; v < first_vector + width; ++v, out += V::kLanes) {
         with_lanes<typename AccOf<Factor>::type>(v, num_outputs_, [&](auto lanes) __attribute__((always_inline)) {
           const Scalar* const from = w + k * num_outputs_ + v * V::kLanes;
-          store(out, Traits::across_k(from, num_outputs_, num_k_ - k, lanes), Whole{});
+          store(out, Traits::across_k(from, k + 1 < num_k_ ? from + num_outputs_ : nullptr, lanes), Whole{});
         });
       }
     }

@@ -8,6 +8,8 @@
 //   3. the group's barrier,
 //   4. dh of the owned units for the step before: the product of the group's gate gradients with the owned panels of W_hh,
 //      packed by columns. Where it multiplies pairs of bfloat16 (factors.h), the gate gradients are rounded for it.
+// Where a thread does all units of its samples, the gradient of the input is multiplied here, too, some steps at a time
+// (input_gradient.h).
 // The exchange holds two steps, so that one barrier is enough; where grad_gates holds what the product reads, it is not used. With
 // a projection, the gradient of h goes through an exchange of its own and a product with W_hr before the cell.
 #pragma once
@@ -110,7 +112,7 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
   using StepRow = typename Sequence::StepRow;
 
  public:
-  Backward(const BackwardParams& params, int64_t l2_bytes)
+  Backward(const LayerBackwardParams& params, int64_t l2_bytes)
       : Recurrence<typename FactorOf<Scalar>::type>(params.shape, traits_of<Cell>(), params.w_hr[0] != nullptr,
                                                     l2_bytes),
         p_(params) {}
@@ -125,12 +127,16 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
     bias_size_ = this->cell_.num_biases() * this->hidden_stride_;
     if (p_.grad_bias) bias_.allocate(2 * s.directions * this->batch_->num_atoms() * bias_size_ * sizeof(Acc));
+    if (p_.grad_x) input_.allocate(p_, Cell::kGates, this->group_rows_, num_threads, this->l2_bytes_);
   }
 
   void pack(int64_t d, const Member& member) override {
     this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
       this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), d, v, width);
     });
+    if (p_.grad_x)
+      this->for_each_panel_to_pack(p_.input_size, kMaxVectors, member,
+                                   [&](int64_t v, int width) { input_.pack(d, v, width); });
     if (!this->projected_) return;
     this->for_each_panel_to_pack(p_.shape.hidden_size, kMaxVectors, member, [&](int64_t v, int width) {
       this->projection_.pack_columns(typed<Scalar>(p_.w_hr[d]), d, v, width);
@@ -142,7 +148,9 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
   }
 
   void run(const Work& work, const Member& member, int thread) override {
-    Sequence(*this, p_, work, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
+    // Threads that share units, which come here if the team is smaller than asked for, leave it to one of them.
+    const InputGradient<Scalar>* const input = p_.grad_x && member.unit_group == 0 ? &input_ : nullptr;
+    Sequence(*this, p_, input, work, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
              bias(work.direction))
         .run();
   }
@@ -164,9 +172,10 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     }
   }
 
-  const BackwardParams& p_;
+  const LayerBackwardParams& p_;
   int64_t rows_stride_ = 0, bias_size_ = 0;
   Buffer rows_, records_, bias_;
+  InputGradient<Scalar> input_;
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -106,6 +106,14 @@ Split split_of_step(const Shape& shape, int64_t num_outputs, int num_gates, int6
        num_gates * kVectorsPerLine, num_factors<Factor>(num_k), kVectorBytes, l2_bytes, claims_panels},
       num_threads);
 }
+template <typename Factor>
+Split split_of_forward(const Shape& s, int num_threads, int64_t l2_bytes) {
+  return split_of_step<Factor>(s, s.hidden_size, num_gates(s.cell), s.state_size, l2_bytes, num_threads, true);
+}
+template <typename Factor>
+Split split_of_backward(const Shape& s, int num_threads, int64_t l2_bytes) {
+  return split_of_step<Factor>(s, s.state_size, 1, num_gates(s.cell) * s.hidden_size, l2_bytes, num_threads, false);
+}
 
 // A call: packs the weights and runs each direction; threads that wait for nobody at a step take work from each other in the end
 // (work_queue.h). Scratch memory is laid out by the samples' places in the batch's order, so that a row group's rows are neighbours.
