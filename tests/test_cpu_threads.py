@@ -10,19 +10,34 @@ import pytest
 from emulator.build import ROOT, compile_object, compile_sources
 
 ENGINE = ROOT / "csrc" / "cpu"
-SOURCES = ["batch", "buffer", "cache", "isa_portable", "pages", "split", "work_queue"]
+SOURCES = ["batch", "buffer", "cache", "gemm_portable", "isa_portable", "pages", "split", "work_queue"]
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=thread", f"-I{ENGINE}", "-w"]
+# The file of the mistake, the text and what takes its place, the source that is compiled with it.
 MISTAKES = {
     "work is taken without a look at what was done before": (
         "work_queue.cpp",
         "  const std::lock_guard lock(mutex_);\n  if (!wanted()) return false;",
         "  if (!wanted()) return false;",
+        "work_queue.cpp",
     ),
     "panels are open before their input is there": (
         "panel_claims.h",
         "of(step).store(0, std::memory_order_release);",
         "of(step).store(0, std::memory_order_relaxed);",
+        "isa_portable.cpp",
+    ),
+    "a phase begins without a look at what the one before has done": (
+        "phases.h",
+        "* kOnePhase, std::memory_order_release);",
+        "* kOnePhase, std::memory_order_relaxed);",
+        "gemm_portable.cpp",
+    ),
+    "a phase begins before all that was taken is done": (
+        "phases.h",
+        "+ 1 < num_tasks_[task.phase & 1]) return;",
+        "+ 2 < num_tasks_[task.phase & 1]) return;",
+        "gemm_portable.cpp",
     ),
 }
 
@@ -54,12 +69,12 @@ def test_no_race_and_the_same_results_every_time(objects, tmp_path):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_found(objects, tmp_path, mistake):
-    name, text, replacement = MISTAKES[mistake]
+    name, text, replacement, source_name = MISTAKES[mistake]
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     file = tmp_path / "csrc" / "cpu" / name
     assert file.read_text().count(text) == 1, f"{name} has no {text!r}"
     file.write_text(file.read_text().replace(text, replacement))
-    source = file if file.suffix == ".cpp" else file.parent / "isa_portable.cpp"
+    source = file.parent / source_name
     planted = {**objects, source.stem: compile_object(source, tmp_path, FLAGS)}
     result = run(link(list(planted.values()), tmp_path / "threads_test"), 12)
     assert "ThreadSanitizer: data race" in result.stderr, (result.stdout + result.stderr)[-6000:]

@@ -30,8 +30,7 @@ struct Engine {
   void (*backward)(const LayerBackwardParams&, int, int64_t);
 };
 
-#define FASTRNN_ENGINE(name) \
-  { name::forward, name::threads_of_forward, name::split_of_backward, name::backward }
+#define FASTRNN_ENGINE(name) {name::forward, name::threads_of_forward, name::split_of_backward, name::backward}
 
 Engine engine_for(ScalarKind scalar) {
   switch (isa_for(scalar)) {

@@ -92,9 +92,8 @@ void pack_columns(const Scalar* const (&lines)[kSlab], int64_t row, int64_t coun
         store(panel + v * lanes, Traits::across_k(from + v * lanes, after(v * lanes), Whole{}), Whole{});
     } else {
       for (int v = 0; v < vectors; ++v) store(panel + v * lanes, Vec<Factor>{}, Whole{});
-      for_each_vector<Acc>(count, [&](int64_t i, auto part) {
-        store(panel + i, Traits::across_k(from + i, after(i), part), Whole{});
-      });
+      for_each_vector<Acc>(
+          count, [&](int64_t i, auto part) { store(panel + i, Traits::across_k(from + i, after(i), part), Whole{}); });
     }
   }
 }

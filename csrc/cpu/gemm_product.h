@@ -271,7 +271,8 @@ class Product final : public TeamJob {
       });
     };
     if (blocks_.rows_first) {
-      for (int64_t row = first_row; row < last_row; row += kTileRows) multiply_rows(row, first, last, shared_panel(first));
+      for (int64_t row = first_row; row < last_row; row += kTileRows)
+        multiply_rows(row, first, last, shared_panel(first));
       return;
     }
     for (int64_t column = first; column < last; column += kColumns) {
@@ -312,8 +313,8 @@ class Product final : public TeamJob {
       if (sums)
         to_sums(column, 1, vectors);
       else
-        tile_function<Factor>(rows, vectors)(
-            {depth, a, b, 0, 1, tile, kColumns, false, bias ? bias + column : nullptr});
+        tile_function<Factor>(rows,
+                              vectors)({depth, a, b, 0, 1, tile, kColumns, false, bias ? bias + column : nullptr});
       if (sums && (p_.num_runs > 1 || !round.last)) continue;
       const bool add = p_.accumulate || (!sums && !round.first);
       const Acc* const done = sums ? sums + column : tile;
@@ -330,8 +331,8 @@ class Product final : public TeamJob {
   void take_squares(const Part& part, int64_t row, int64_t rows, int64_t first, int64_t last) const {
     if (!part.squares) return;
     for (int64_t column = first; column < last; column += kColumns)
-      squares_of_tile(row / kTileRows, column) = FASTRNN_ISA::sum_of_squares(
-          output(part, row) + column, rows, part.out_row, least(kColumns, last - column));
+      squares_of_tile(row / kTileRows, column) =
+          FASTRNN_ISA::sum_of_squares(output(part, row) + column, rows, part.out_row, least(kColumns, last - column));
   }
 
   // The output of a row of tiles from the sums of all runs.

@@ -13,7 +13,8 @@ class InputGradient {
   using Factor = typename FactorOf<Scalar>::type;
   using Element = ElementOf<Factor>;
   static constexpr int kLanes = Vec<Acc>::kLanes;
-  static constexpr int64_t kRows = 64;  // as for the input projection, and twice as many from beyond the second-level cache
+  static constexpr int64_t kRows =
+      64;  // as for the input projection, and twice as many from beyond the second-level cache
 
  public:
   // `group_rows`: the most samples of a thread.
@@ -76,7 +77,8 @@ class InputGradient {
   }
 
   __attribute__((noinline)) void load_elements(const Scalar* from, Element* to) const {
-    for_each_vector<Acc>({0, num_vectors<Acc>(num_k_)}, num_k_, [&](int64_t k, auto lanes)
+    for_each_vector<Acc>({0, num_vectors<Acc>(num_k_)}, num_k_,
+                         [&](int64_t k, auto lanes)
                              __attribute__((always_inline)) { store(to + k, load(from + k, lanes), Whole{}); });
   }
 

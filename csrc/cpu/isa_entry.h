@@ -53,9 +53,8 @@ int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_
 }
 
 Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes) {
-  return run_with_factor(shape.scalar, [&]<typename Factor>(Factor) {
-    return split_of_backward<Factor>(shape, num_threads, l2_bytes);
-  });
+  return run_with_factor(
+      shape.scalar, [&]<typename Factor>(Factor) { return split_of_backward<Factor>(shape, num_threads, l2_bytes); });
 }
 
 void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {

@@ -78,7 +78,7 @@ class SummedRows {
         gates_[k] = at(p_.grad_gates, own * width);
         n_h_[k] = at(p_.grad_n_h, own * H);
         x_[k] = at(p_.x, row * p_.input_size);
-        h_[k] = p_.h_prev                 ? at(p_.h_prev, own * P)
+        h_[k] = p_.h_prev                    ? at(p_.h_prev, own * P)
                 : 0 <= prev && prev < length ? at(p_.y, (batch_->row(prev, sample) * s.directions + d) * P)
                                              : at(p_.h0, (d * s.batch + sample) * P);
         ++k;

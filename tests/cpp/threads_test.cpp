@@ -1,4 +1,4 @@
-// The recurrences of the CPU engine, portable code, by std::threads of which some are slow: so that ThreadSanitizer, which does not know
+// The recurrences and products of the CPU engine, portable code, by std::threads of which some are slow: so that ThreadSanitizer, which does not know
 // the OpenMP runtime, sees all that orders them. Every run must agree with the first to the bit; the last line says how often work was
 // given away.
 //   threads_test <runs>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layer_params.h"
+#include "matmul.h"
 #include "team.h"
 #include "work_queue.h"
 
@@ -32,7 +33,8 @@ void run_team(TeamJob& job, int num_threads) {
 
 namespace portable {
 void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes);
-void recurrence_backward(const BackwardParams& params, int num_threads, int64_t l2_bytes);
+void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes);
+void joint_matmul(const JointMatmulParams& params, int num_threads);
 }  // namespace portable
 
 }  // namespace fastrnn::cpu
@@ -106,8 +108,8 @@ class Runner {
     portable::forward(f, num_threads, c_.l2_bytes);
 
     Floats grad_gates(all * gates_ * H), grad_n_h(all * H), grad_h(all * P), grad_h0(states * P), grad_c0(states * H),
-        grad_bias(D * (gates_ + 1) * H), norms(D * rows_);
-    BackwardParams b{};
+        grad_bias(D * (gates_ + 1) * H), norms(D * rows_), grad_x(rows_ * c_.input);
+    LayerBackwardParams b{};
     b.shape = f.shape;
     b.gates = f.gates, b.cells = f.cells, b.n_h = f.n_h, b.y = f.y, b.h0 = f.h0, b.c0 = f.c0, b.lengths = f.lengths;
     std::memcpy(b.w_hh, f.w_hh, sizeof(b.w_hh));
@@ -118,8 +120,11 @@ class Runner {
     b.grad_h = projected ? grad_h.data() : nullptr;
     b.grad_h0 = grad_h0.data(), b.grad_c0 = lstm ? grad_c0.data() : nullptr;
     b.grad_bias = grad_bias.data();
-    portable::recurrence_backward(b, num_threads, c_.l2_bytes);
-    return {y, h_n, c_n, grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, norms};
+    b.input_size = c_.input;
+    std::memcpy(b.w_ih, f.w_ih, sizeof(b.w_ih));
+    b.grad_x = D == 1 ? grad_x.data() : nullptr;
+    portable::backward(b, num_threads, c_.l2_bytes);
+    return {y, h_n, c_n, grad_gates, grad_n_h, grad_h, grad_h0, grad_c0, grad_bias, norms, grad_x};
   }
 
  private:
@@ -128,6 +133,34 @@ class Runner {
   int64_t rows_;
   Floats x_, grad_y_, h0_, c0_, w_ih_[2], w_hh_[2], w_hr_[2], b_ih_[2];
   std::vector<int64_t> lengths_;
+};
+
+// Two products with one a^T, of several rounds and more tasks than threads.
+class Products {
+ public:
+  Products() : a_(numbers(kDepth * kRows, 1)), b_{numbers(kDepth * kColumns[0], 1), numbers(kDepth * kColumns[1], 1)} {
+    for (int64_t k = 0; k < kDepth; ++k) {
+      lines_[0].push_back(&a_[k * kRows]);
+      for (int i = 0; i < 2; ++i) lines_[i + 1].push_back(&b_[i][k * kColumns[i]]);
+    }
+  }
+
+  std::vector<Floats> run(int num_threads, int num_runs) {
+    Floats out[] = {Floats(kRows * kColumns[0]), Floats(kRows * kColumns[1])};
+    double squares[2] = {};
+    const int64_t run_ends[] = {num_runs > 1 ? kDepth / 3 : kDepth, kDepth};
+    JointMatmulParams p{};
+    p.m = kRows, p.k = kDepth, p.a = lines_[0].data(), p.num_parts = 2, p.scalar = ScalarKind::kFloat;
+    for (int i = 0; i < 2; ++i) p.parts[i] = {kColumns[i], lines_[i + 1].data(), out[i].data(), &squares[i]};
+    p.num_runs = num_runs, p.run_ends = run_ends;
+    portable::joint_matmul(p, num_threads);
+    return {out[0], out[1], {static_cast<float>(squares[0]), static_cast<float>(squares[1])}};
+  }
+
+ private:
+  static constexpr int64_t kRows = 70, kColumns[2] = {13, 30}, kDepth = 7000;
+  Floats a_, b_[2];
+  std::vector<const void*> lines_[3];
 };
 
 bool same(const std::vector<Floats>& a, const std::vector<Floats>& b) {
@@ -140,6 +173,15 @@ bool same(const std::vector<Floats>& a, const std::vector<Floats>& b) {
 
 int main(int, char** arguments) {
   const int runs = std::atoi(arguments[1]);
+  for (int num_runs : {1, 2}) {
+    Products products;
+    const std::vector<Floats> first = products.run(1, num_runs);
+    for (int run = 1; run < runs; ++run) {
+      if (same(products.run(2 + run % 2, num_runs), first)) continue;
+      std::printf("products, %d runs of k: run %d differs from the first\n", num_runs, run);
+      return 1;
+    }
+  }
   for (const Case& c : kCases) {
     for (int num_threads : {2, 3}) {
       Runner runner(c);
