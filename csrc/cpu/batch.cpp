@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "split.h"
-
 namespace fastrnn::cpu {
 namespace {
 
@@ -40,14 +38,15 @@ Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets,
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
   // One more than needed, so that an empty last group has an address.
   samples_.reserve(shape.batch + 1);
-  const bool alike = shape.batch == 0 || length[order.front()] == length[order.back()];
+  const int64_t all_steps = std::accumulate(length.begin(), length.end(), int64_t{0});
+  int64_t steps = 0;
   for (int group = 0; group < num_groups; ++group) {
     starts_.push_back(static_cast<int64_t>(samples_.size()));
-    if (alike) {
-      const Range share = share_of(shape.batch, num_groups, group);
-      samples_.insert(samples_.end(), order.begin() + share.begin, order.begin() + share.end);
-    } else {
-      for (int64_t i = group; i < shape.batch; i += num_groups) samples_.push_back(order[i]);
+    const bool last = group == num_groups - 1;
+    for (int64_t i; (i = static_cast<int64_t>(samples_.size())) < shape.batch;) {
+      if (!last && steps * num_groups >= all_steps * (group + 1)) break;
+      steps += length[order[i]];
+      samples_.push_back(order[i]);
     }
   }
   starts_.push_back(static_cast<int64_t>(samples_.size()));
@@ -56,6 +55,7 @@ Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets,
   for (int index = 0; index < num_groups; ++index) {
     first_atoms_.push_back(num_atoms_);
     num_atoms_ += group(index).num_atoms();
+    most_rows_ = std::max(most_rows_, group(index).count);
   }
 }
 

@@ -33,15 +33,15 @@ struct RowGroup {
 
 class Batch {
  public:
-  // Samples of one length are divided into neighbours, others dealt out to the groups in the order of their lengths, so that the
-  // groups' work is alike. Atoms are multiples of
-  // `atom_unit` samples; 0: a group is one atom.
+  // In the order of their lengths, each group gets neighbours which have about as many steps together as those of any other: what one
+  // core reads and writes lies apart from what others do. Atoms are multiples of `atom_unit` samples; 0: a group is one atom.
   Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit);
 
   ~Batch();  // in batch.cpp, so that no copy is of one instruction set
 
   RowGroup group(int index) const;
   int64_t num_atoms() const { return num_atoms_; }
+  int64_t most_rows() const { return most_rows_; }  // of a group, at least 1
   int64_t row(int64_t t, int64_t sample) const { return offsets_ ? offsets_[t] + sample : t * batch_ + sample; }
   bool padded() const { return offsets_ == nullptr; }
 
@@ -50,7 +50,7 @@ class Batch {
   const int64_t* offsets_;
   std::vector<int64_t> starts_;
   std::vector<int64_t> first_atoms_;
-  int64_t atom_unit_, num_atoms_ = 0;
+  int64_t atom_unit_, num_atoms_ = 0, most_rows_ = 1;
   std::vector<int64_t> samples_;
   std::vector<int64_t> lengths_;
 };

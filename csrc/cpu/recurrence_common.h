@@ -170,7 +170,7 @@ class Recurrence : public TeamJob {
     shares_work_ = split_.unit_groups == 1 && split_.threads() > 1;
     if (shares_work_) work_queue_.reset(num_threads, shape_.directions * split_.row_groups);
     batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0);
-    group_rows_ = shape_.batch / split_.row_groups + 1;
+    group_rows_ = batch_->most_rows();
     hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);
     state_stride_ = padded_stride<Acc>(shape_.state_size);
     h_.allocate(states() * state_stride_ * sizeof(Acc));
