@@ -1,5 +1,6 @@
 #include "buffer.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <new>
 
@@ -25,38 +26,44 @@ Block allocate_block(int64_t bytes) {
 
 void free_block(const Block& block) { ::operator delete(block.data, kAlignment); }
 
-// Blocks of earlier calls of this thread.
+// Blocks of earlier calls of this thread; those that have lain longest make room for others.
 class Kept {
  public:
   ~Kept() {
-    for (const Block& block : blocks_) free_block(block);
+    while (count_ > 0) free_block(remove(0));
   }
 
   // The smallest that is large enough, and not much too large; none: a block without data.
   Block take(int64_t bytes) {
-    Block* best = nullptr;
-    for (Block& block : blocks_)
-      if (block.bytes >= bytes && block.bytes / 4 <= bytes && (!best || block.bytes < best->bytes)) best = &block;
-    if (!best) return {};
-    const Block taken = *best;
-    total_ -= taken.bytes;
-    *best = {};
-    return taken;
+    int best = -1;
+    for (int i = 0; i < count_; ++i)
+      if (blocks_[i].bytes >= bytes && blocks_[i].bytes / 4 <= bytes &&
+          (best < 0 || blocks_[i].bytes < blocks_[best].bytes))
+        best = i;
+    return best < 0 ? Block{} : remove(best);
   }
   // Whether it is kept.
   bool put(const Block& block) {
-    if (block.bytes < kLeastKept || total_ + block.bytes > kMostKept) return false;
-    for (Block& slot : blocks_) {
-      if (slot.data) continue;
-      slot = block;
-      total_ += block.bytes;
-      return true;
-    }
-    return false;
+    if (block.bytes < kLeastKept || block.bytes > kMostKept) return false;
+    while (count_ == kSlots || total_ + block.bytes > kMostKept) free_block(remove(0));
+    blocks_[count_++] = block;
+    total_ += block.bytes;
+    return true;
   }
 
  private:
-  Block blocks_[8];
+  static constexpr int kSlots = 16;
+
+  Block remove(int index) {
+    const Block block = blocks_[index];
+    total_ -= block.bytes;
+    std::move(blocks_ + index + 1, blocks_ + count_, blocks_ + index);
+    --count_;
+    return block;
+  }
+
+  Block blocks_[kSlots];  // the one that has lain longest first
+  int count_ = 0;
   int64_t total_ = 0;
 };
 
