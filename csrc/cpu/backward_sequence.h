@@ -36,7 +36,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       Base::projected_;
   using Base::projection_, Base::projection_exchange_, Base::projection_rows_, Base::projection_stride_, Base::s_,
       Base::scratch_, Base::share_work, Base::state_mask_;
-  using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_;
+  using Base::state_row, Base::state_stride_, Base::time, Base::unit_group_, Base::units_, Base::whom_;
   using typename Base::Acc;
   using typename Base::Factor;
   using typename Base::V;
@@ -90,7 +90,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
         for (int64_t i = 0; i < live; ++i) gather_state_gradient(i);
         barrier_.wait();
         for_each_panel(units_, kMaxVectors, [&](int64_t v, int width) {
-          product(width, projection_rows_, live, projection_.panel(d_, v), s_.state_size, {}, scratch_,
+          product(width, projection_rows_, live, projection_.panel(whom_, v), s_.state_size, {}, scratch_,
                   mode(projection_, width == kMaxVectors));
           projected_cells(live, step, v, width);
         });
@@ -251,7 +251,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
 
   // Adds what comes through the recurrent product to dh.
   void product_of_panel(int64_t live, int64_t step, int64_t v, int width) {
-    product(width, exchange_rows_[in_gates_ ? 0 : step & 1], live, packed_.panel(d_, v),
+    product(width, exchange_rows_[in_gates_ ? 0 : step & 1], live, packed_.panel(whom_, v),
             cell_.num_gates * s_.hidden_size, {}, scratch_, mode(packed_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
@@ -270,7 +270,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
       input_->put_row(thread_, input_rows_++, rows_[i].grad_gates, batch_.row(time(i, step), group_.samples[i]));
   }
   void multiply_input() {
-    if (input_rows_ > 0) input_->multiply(thread_, d_, input_rows_, !this->job_.shares_work());
+    if (input_rows_ > 0) input_->multiply(thread_, whom_, input_rows_, !this->job_.shares_work());
     input_rows_ = 0;
   }
 

@@ -16,7 +16,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       Base::projection_;
   using Base::projection_exchange_, Base::projection_rows_, Base::projection_stride_, Base::s_, Base::scratch_,
       Base::share_work, Base::state_mask_, Base::state_row;
-  using Base::state_stride_, Base::time, Base::units_;
+  using Base::state_stride_, Base::time, Base::units_, Base::whom_;
   using typename Base::Acc;
   using typename Base::Element;
   using typename Base::Factor;
@@ -158,7 +158,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
       for (int64_t i = 0; i < live; ++i)
         input_->put_row(thread_, num_rows++, batch_.row(time(i, step), group_.samples[i]));
     }
-    input_->multiply(thread_, d_, units_, num_rows, {input_->packed().outgrows_cache(), !this->job_.shares_work()});
+    input_->multiply(thread_, whom_, units_, num_rows, {input_->packed().outgrows_cache(), !this->job_.shares_work()});
   }
 
   void load_states() {
@@ -190,7 +190,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   }
 
   void project_panel(int64_t live, int64_t v, int width) {
-    product(width, projection_rows_, live, projection_.panel(d_, v), s_.hidden_size, {}, scratch_,
+    product(width, projection_rows_, live, projection_.panel(whom_, v), s_.hidden_size, {}, scratch_,
             mode(projection_, width == kMaxVectors));
     for (int64_t i = 0; i < live; ++i) {
       for_each_vector<Acc>({v, v + width}, s_.state_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {

@@ -18,11 +18,12 @@ class InputGradient {
 
  public:
   // `group_rows`: the most samples of a thread.
-  void allocate(const LayerBackwardParams& p, int num_gates, int64_t group_rows, int num_threads, int64_t cache_bytes) {
+  void allocate(const LayerBackwardParams& p, int num_gates, int64_t group_rows, int num_threads, int64_t cache_bytes,
+                int64_t copies) {
     const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
     p_ = &p;
     num_k_ = num_gates * p.shape.hidden_size;
-    packed_.allocate(p.shape.directions, p.input_size, 1, num_k_, cache_bytes);
+    packed_.allocate(p.shape.directions, p.input_size, 1, num_k_, cache_bytes, copies);
     const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
     rows_ = rows_wanted > group_rows ? rows_wanted : group_rows;
     gates_stride_ = stores_acc<Scalar>() ? 0 : padded_stride<Element>(num_k_);
@@ -34,7 +35,10 @@ class InputGradient {
   }
 
   int64_t rows() const { return rows_; }  // the most of a round
-  void pack(int64_t d, int64_t v, int width) const { packed_.pack_columns(typed<Scalar>(p_->w_ih[d]), d, v, width); }
+  const PackedMatrix<Factor>& packed() const { return packed_; }
+  void pack(PackedFor whom, int64_t v, int width) const {
+    packed_.pack_columns(typed<Scalar>(p_->w_ih[whom.direction]), whom, v, width);
+  }
 
   // Row `index` of a thread's next round has these gate gradients, and is row `row` of grad_x.
   void put_row(int thread, int64_t index, const Scalar* grad_gates, int64_t row) const {
@@ -50,12 +54,12 @@ class InputGradient {
   }
 
   // The round. `splits_k`: ProductMode's.
-  void multiply(int thread, int64_t d, int64_t num_rows, bool splits_k) const {
+  void multiply(int thread, PackedFor whom, int64_t num_rows, bool splits_k) const {
     const int64_t size = p_->input_size;
     Scalar* const* const out = at<Scalar*>(thread, 0);
     Acc* const sums = at<Acc>(thread, sums_at_);
     for_each_panel({0, num_vectors<Acc>(size)}, kMaxVectors, [&](int64_t v, int width) {
-      product(width, at<const Element*>(thread, pointers_at_), num_rows, packed_.panel(d, v), num_k_, {}, sums,
+      product(width, at<const Element*>(thread, pointers_at_), num_rows, packed_.panel(whom, v), num_k_, {}, sums,
               {packed_.outgrows_cache(), splits_k});
       for (int64_t i = 0; i < num_rows; ++i)
         for_each_vector<Acc>({v, v + width}, size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {

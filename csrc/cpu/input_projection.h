@@ -23,12 +23,12 @@ class InputProjection {
  public:
   // `group_rows`: the most samples of a thread, of which a few steps make a round; `unit_vectors`: the most vectors of its units.
   void allocate(const LayerForwardParams& p, CellTraits cell, int64_t group_rows, int64_t unit_vectors, int num_threads,
-                int64_t cache_bytes) {
+                int64_t cache_bytes, int64_t copies) {
     const Shape& s = p.shape;
     p_ = &p;
     num_gates_ = cell.num_gates;
     width_ = kMaxVectors / num_gates_;
-    packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes);
+    packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes, copies);
     const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
     const int64_t steps = (rows_wanted + group_rows - 1) / group_rows;
     const int64_t rows_of_round = (steps < s.steps ? steps : s.steps) * group_rows;
@@ -50,7 +50,9 @@ class InputProjection {
   // Of a round of `count` samples.
   int64_t steps(int64_t count) const { return rows_ / count; }
   const PackedMatrix<Factor>& packed() const { return packed_; }
-  void pack(int64_t d, int64_t v, int width) const { packed_.pack_rows(typed<Scalar>(p_->w_ih[d]), d, v, width); }
+  void pack(PackedFor whom, int64_t v, int width) const {
+    packed_.pack_rows(typed<Scalar>(p_->w_ih[whom.direction]), whom, v, width);
+  }
 
   // What row `index` of a thread's round gives for the panel of `width` unit vectors from `v` on, of which `first` is the thread's
   // first one: [unit vector][gate][lane], and so for the next rows.
@@ -74,10 +76,10 @@ class InputProjection {
   }
 
   // The round: `num_rows` rows, of the units of `units`.
-  void multiply(int thread, int64_t d, Range units, int64_t num_rows, ProductMode mode) const {
+  void multiply(int thread, PackedFor whom, Range units, int64_t num_rows, ProductMode mode) const {
     const Element* const* const x = at<const Element*>(thread, rows_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
-      product(width * num_gates_, x, num_rows, packed_.panel(d, v), p_->input_size, {bias(d, v), 0},
+      product(width * num_gates_, x, num_rows, packed_.panel(whom, v), p_->input_size, {bias(whom.direction, v), 0},
               sums(thread, 0, units.begin, v, width), mode);
     });
   }

@@ -32,34 +32,43 @@ FASTRNN_INLINE void with_lanes(int64_t index, int64_t elements, Function functio
 FASTRNN_INLINE constexpr bool exists(int, Whole) { return true; }
 FASTRNN_INLINE constexpr bool exists(int lane, Part part) { return lane < part.lanes; }
 
-// The packed weights of one product, for each direction.
+// Whose packed weights: of a direction, for a row group of its samples.
+struct PackedFor {
+  int64_t direction, row_group;
+};
+
+// The packed weights of one product, for each direction, and if there are copies for each row group.
 template <typename Factor>
 class PackedMatrix {
   using V = Vec<Factor>;
   using Traits = FactorTraits<Factor>;
 
  public:
-  // `cache_bytes`: the second-level caches of the threads that divide the outputs among them.
-  void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k, int64_t cache_bytes) {
+  // `cache_bytes`: the second-level caches of the threads that divide the outputs among them. What fits in there has `copies`.
+  void allocate(int64_t directions, int64_t num_outputs, int num_gates, int64_t num_k, int64_t cache_bytes,
+                int64_t copies) {
     num_outputs_ = num_outputs;
     num_gates_ = num_gates;
     num_k_ = num_k;
     size_ = num_vectors<Factor>(num_outputs) * V::kLanes * num_gates * num_factors<Factor>(num_k);
     outgrows_cache_ = size_ * static_cast<int64_t>(sizeof(Factor)) > cache_bytes;
-    data_.allocate(directions * size_ * static_cast<int64_t>(sizeof(Factor)));
+    copies_ = outgrows_cache_ ? 1 : copies;
+    data_.allocate(directions * copies_ * size_ * static_cast<int64_t>(sizeof(Factor)));
   }
 
   bool outgrows_cache() const { return outgrows_cache_; }
+  bool has_copies() const { return copies_ > 1; }
 
-  Factor* panel(int64_t direction, int64_t first_vector) const {
-    return data_.as<Factor>() + direction * size_ + first_vector * V::kLanes * num_gates_ * num_factors<Factor>(num_k_);
+  Factor* panel(PackedFor whom, int64_t first_vector) const {
+    return data_.as<Factor>() + (whom.direction * copies_ + (has_copies() ? whom.row_group : 0)) * size_ +
+           first_vector * V::kLanes * num_gates_ * num_factors<Factor>(num_k_);
   }
 
   // Packs `width` output vectors of w [num_gates * num_outputs, num_k]: an output is a row.
   template <typename Scalar>
-  void pack_rows(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
+  void pack_rows(const Scalar* w, PackedFor whom, int64_t first_vector, int width) const {
     const int64_t stride = static_cast<int64_t>(width) * num_gates_ * V::kLanes;
-    Factor* out = panel(direction, first_vector);
+    Factor* out = panel(whom, first_vector);
     for (int64_t v = first_vector; v < first_vector + width; ++v) {
       for (int gate = 0; gate < num_gates_; ++gate, out += V::kLanes) {
         const Scalar* const from = w + (gate * num_outputs_ + v * V::kLanes) * num_k_;
@@ -72,8 +81,8 @@ class PackedMatrix {
 
   // Packs `width` output vectors of w [num_k, num_outputs]: an output is a column, and there is one gate.
   template <typename Scalar>
-  void pack_columns(const Scalar* w, int64_t direction, int64_t first_vector, int width) const {
-    Factor* out = panel(direction, first_vector);
+  void pack_columns(const Scalar* w, PackedFor whom, int64_t first_vector, int width) const {
+    Factor* out = panel(whom, first_vector);
     for (int64_t k = 0; k < num_k_; k += Traits::kSteps) {
       for (int64_t v = first_vector; v < first_vector + width; ++v, out += V::kLanes) {
         with_lanes<typename AccOf<Factor>::type>(v, num_outputs_, [&](auto lanes) __attribute__((always_inline)) {
@@ -111,6 +120,7 @@ class PackedMatrix {
   int64_t num_outputs_ = 0, num_k_ = 0, size_ = 0;
   int num_gates_ = 1;
   bool outgrows_cache_ = false;
+  int64_t copies_ = 1;
   Buffer data_;
 };
 

@@ -127,20 +127,21 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
     bias_size_ = this->cell_.num_biases() * this->hidden_stride_;
     if (p_.grad_bias) bias_.allocate(2 * s.directions * this->batch_->num_atoms() * bias_size_ * sizeof(Acc));
-    if (p_.grad_x) input_.allocate(p_, Cell::kGates, this->group_rows_, num_threads, this->l2_bytes_);
+    if (p_.grad_x) input_.allocate(p_, Cell::kGates, this->group_rows_, num_threads, this->l2_bytes_, this->copies_);
   }
 
   void pack(int64_t d, const Member& member) override {
-    this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
-      this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), d, v, width);
+    const PackedFor whom{d, member.row_group};
+    this->for_each_panel_to_pack(this->packed_, p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
+      this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), whom, v, width);
     });
     if (p_.grad_x)
-      this->for_each_panel_to_pack(p_.input_size, kMaxVectors, member,
-                                   [&](int64_t v, int width) { input_.pack(d, v, width); });
+      this->for_each_panel_to_pack(input_.packed(), p_.input_size, kMaxVectors, member,
+                                   [&](int64_t v, int width) { input_.pack(whom, v, width); });
     if (!this->projected_) return;
-    this->for_each_panel_to_pack(p_.shape.hidden_size, kMaxVectors, member, [&](int64_t v, int width) {
-      this->projection_.pack_columns(typed<Scalar>(p_.w_hr[d]), d, v, width);
-    });
+    this->for_each_panel_to_pack(
+        this->projection_, p_.shape.hidden_size, kMaxVectors, member,
+        [&](int64_t v, int width) { this->projection_.pack_columns(typed<Scalar>(p_.w_hr[d]), whom, v, width); });
   }
 
   BiasSums<Acc> bias(int64_t d) const {

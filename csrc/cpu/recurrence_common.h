@@ -121,6 +121,9 @@ template <typename Factor>
 class Recurrence : public TeamJob {
   using Acc = typename AccOf<Factor>::type;
   using Element = ElementOf<Factor>;
+  // For so many rows of a thread packing is cheap: then each row group packs all that it reads. Half of it would come from the caches of
+  // others, perhaps of another die, from where a line takes longer than to pack it.
+  static constexpr int64_t kRowsPerCopy = 256;
   static constexpr int kExchanges = 3;  // of even steps, of odd ones, that of a projection
 
  public:
@@ -175,7 +178,8 @@ class Recurrence : public TeamJob {
     state_stride_ = padded_stride<Acc>(shape_.state_size);
     h_.allocate(states() * state_stride_ * sizeof(Acc));
     if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
-    packed_.allocate(shape_.directions, num_outputs, num_gates, num_k, l2_bytes_ * split_.unit_groups);
+    copies_ = shape_.steps * group_rows_ >= kRowsPerCopy ? split_.row_groups : 1;
+    packed_.allocate(shape_.directions, num_outputs, num_gates, num_k, l2_bytes_ * split_.unit_groups, copies_);
     exchange_stride_ = padded_stride<Element>(num_k);
     exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
@@ -192,7 +196,7 @@ class Recurrence : public TeamJob {
   }
   // The product of a projection, with an exchange of its own.
   void share_projection(int64_t num_outputs, int64_t num_k) {
-    projection_.allocate(shape_.directions, num_outputs, 1, num_k, l2_bytes_ * split_.unit_groups);
+    projection_.allocate(shape_.directions, num_outputs, 1, num_k, l2_bytes_ * split_.unit_groups, copies_);
     projection_stride_ = padded_stride<Element>(num_k);
     projection_exchange_.allocate(states() * projection_stride_ * sizeof(Element));
   }
@@ -207,10 +211,11 @@ class Recurrence : public TeamJob {
 
   // Calls function(first vector, width) for the owned panels that are this thread's to pack: threads that share them take turns.
   template <typename Function>
-  void for_each_panel_to_pack(int64_t num_outputs, int width, const Member& member, Function function) const {
+  void for_each_panel_to_pack(const PackedMatrix<Factor>& packed, int64_t num_outputs, int width, const Member& member,
+                              Function function) const {
     int64_t turn = 0;
     for_each_panel(owned(num_outputs, member), width, [&](int64_t v, int panel_width) {
-      if (turn++ % split_.row_groups == member.row_group) function(v, panel_width);
+      if (packed.has_copies() || turn++ % split_.row_groups == member.row_group) function(v, panel_width);
     });
   }
 
@@ -225,6 +230,7 @@ class Recurrence : public TeamJob {
   int64_t group_rows_ = 0;  // the most samples of a row group
   int64_t hidden_stride_ = 0, state_stride_ = 0, exchange_stride_ = 0, projection_stride_ = 0, scratch_stride_ = 0;
   int64_t row_pointers_stride_ = 0;
+  int64_t copies_ = 1;  // of packed weights
   PackedMatrix<Factor> packed_, projection_;
   Buffer h_, c_, exchange_, projection_exchange_, scratch_, row_pointers_;
   std::unique_ptr<Barrier[]> team_barriers_, group_barriers_;
@@ -257,6 +263,7 @@ class SequenceBase {
         packed_(job.packed_),
         projection_(job.projection_),
         d_(work.direction),
+        whom_{work.direction, member.row_group},
         member_(member),
         num_unit_groups_(job.split_.unit_groups),
         unit_group_(member.unit_group),
@@ -337,6 +344,7 @@ class SequenceBase {
   const Batch& batch_;
   const PackedMatrix<Factor>&packed_, &projection_;
   const int64_t d_;
+  const PackedFor whom_;
   const Member member_;
   const int num_unit_groups_, unit_group_;
   Barrier& barrier_;

@@ -81,7 +81,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   void cells_of_panel(int unit_group, Range units, int64_t live, const Element* const* h_prev, int64_t v, int width) {
     const int64_t stride = width * kGates * kLanes;
     const Acc* const input = this->input_of_panel(unit_group, units, live, v, width);
-    product(width * kGates, h_prev, live, packed_.panel(d_, v), s_.state_size,
+    product(width * kGates, h_prev, live, packed_.panel(this->whom_, v), s_.state_size,
             kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_, this->mode(packed_, width == kWidth));
     const bool last = v + width >= units.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
@@ -261,18 +261,21 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
     const int unit_groups = this->split_.unit_groups;
     const int64_t unit_lines = (lines_of(num_vectors<Acc>(s.hidden_size)) + unit_groups - 1) / unit_groups;
     input_.allocate(p_, this->cell_, this->group_rows_, unit_lines * kVectorsPerLine, num_threads,
-                    this->l2_bytes_ * unit_groups);
+                    this->l2_bytes_ * unit_groups, this->copies_);
   }
 
   void pack(int64_t d, const Member& member) override {
-    this->for_each_panel_to_pack(p_.shape.hidden_size, Sequence::kWidth, member, [&](int64_t v, int width) {
-      this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), d, v, width);
-      if (p_.x) input_.pack(d, v, width);
-    });
+    const PackedFor whom{d, member.row_group};
+    this->for_each_panel_to_pack(
+        this->packed_, p_.shape.hidden_size, Sequence::kWidth, member,
+        [&](int64_t v, int width) { this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), whom, v, width); });
+    if (p_.x)
+      this->for_each_panel_to_pack(input_.packed(), p_.shape.hidden_size, Sequence::kWidth, member,
+                                   [&](int64_t v, int width) { input_.pack(whom, v, width); });
     if (!this->projected_) return;
-    this->for_each_panel_to_pack(p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
-      this->projection_.pack_rows(typed<Scalar>(p_.w_hr[d]), d, v, width);
-    });
+    this->for_each_panel_to_pack(
+        this->projection_, p_.shape.state_size, kMaxVectors, member,
+        [&](int64_t v, int width) { this->projection_.pack_rows(typed<Scalar>(p_.w_hr[d]), whom, v, width); });
   }
 
   void run(const Work& work, const Member& member, int thread) override {
