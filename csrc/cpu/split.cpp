@@ -13,8 +13,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t step_cycles(const StepShape& shape, int row_groups, int unit_groups) {
   constexpr int64_t kFmasPerCycle = 2;
   constexpr int64_t kBytesPerCycleL2 = 32, kBytesPerCycleL3 = 10;
+  constexpr int64_t kNumbersPerLine = 16;
   constexpr int64_t kCellCycles = 80;  // one row of one vector of units
-  constexpr int64_t kBarrierCycles = 1200, kBarrierCyclesPerThread = 100;
+  constexpr int64_t kBarrierCycles = 1100, kBarrierCyclesPerThread = 100;
+  constexpr int64_t kCyclesPerLine = 16;  // from another core's cache: cores of one die take some less, of two much more
 
   const int64_t rows = ceil_div(shape.batch, row_groups);
   const int64_t vectors = shape.claims_panels ? ceil_div(shape.unit_blocks * shape.vectors_per_block, unit_groups)
@@ -26,10 +28,12 @@ int64_t step_cycles(const StepShape& shape, int row_groups, int unit_groups) {
   const int64_t stream = bytes / (bytes <= shape.l2_bytes ? kBytesPerCycleL2 : kBytesPerCycleL3);
   const int64_t cells = rows * ceil_div(shape.unit_blocks, unit_groups) * (64 / shape.vector_bytes) * kCellCycles;
   const int64_t barrier = unit_groups > 1 ? kBarrierCycles + kBarrierCyclesPerThread * unit_groups : 0;
+  // What the others of the row group have computed.
+  const int64_t lines = rows * shape.num_k * (unit_groups - 1) / unit_groups / kNumbersPerLine;
   // Where panels are claimed, it is a split by units that evens out what threads wait; else one by rows, by giving work away. What
   // comes through the caches meanwhile is not all hidden: measured, 10 to 15% for 10 rows.
   const int64_t exposed = shape.claims_panels ? std::min(fma, stream) / 4 : 0;
-  return std::max(fma, stream) + exposed + cells + barrier;
+  return std::max(fma, stream) + exposed + cells + barrier + lines * kCyclesPerLine;
 }
 
 struct Choice {
