@@ -183,7 +183,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
 
   // What a unit group finds about the group's samples at a step; two steps are kept, as in the exchange.
   Record* records(int64_t step, int unit_group) const {
-    return records_ + (((step & 1) * s_.directions + d_) * num_unit_groups_ + unit_group) * s_.batch;
+    return records_ + (((step & 1) * s_.directions + d_) * num_unit_groups_ + unit_group) * batch_.num_places();
   }
 
   void clip(int64_t live, int64_t step) {

@@ -30,8 +30,9 @@ int64_t rows_of_atom(int64_t count, int64_t unit) {
 
 }  // namespace
 
-Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit)
-    : batch_(shape.batch), offsets_(offsets), atom_unit_(atom_unit) {
+Batch::Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit,
+             int64_t gap)
+    : batch_(shape.batch), offsets_(offsets), atom_unit_(atom_unit), gap_(gap) {
   const std::vector<int64_t> length = lengths_of(shape, lengths, offsets);
   std::vector<int64_t> order(shape.batch);
   std::iota(order.begin(), order.end(), 0);
@@ -63,7 +64,8 @@ Batch::~Batch() = default;
 
 RowGroup Batch::group(int index) const {
   const int64_t first = starts_[index], count = starts_[index + 1] - first;
-  return {first, count, &samples_[first], &lengths_[first], first_atoms_[index], rows_of_atom(count, atom_unit_)};
+  return {first + index * gap_,           count, &samples_[first], &lengths_[first], first_atoms_[index],
+          rows_of_atom(count, atom_unit_)};
 }
 
 }  // namespace fastrnn::cpu

@@ -11,7 +11,7 @@ namespace fastrnn::cpu {
 // The samples of one row group, longest first: those still running at a step are its first ones. It may be divided between two
 // of its atoms, runs of `atom_rows` samples (the last may have fewer).
 struct RowGroup {
-  int64_t first;  // place of its first sample among all; samples of a group are neighbours
+  int64_t first;  // place of its first sample in scratch memory; samples of a group are neighbours there
   int64_t count;
   const int64_t* samples;
   const int64_t* lengths;
@@ -34,13 +34,16 @@ struct RowGroup {
 class Batch {
  public:
   // In the order of their lengths, each group gets neighbours which have about as many steps together as those of any other: what one
-  // core reads and writes lies apart from what others do. Atoms are multiples of `atom_unit` samples; 0: a group is one atom.
-  Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit);
+  // core reads and writes lies apart from what others do, in scratch memory by `gap` places. Atoms are multiples of `atom_unit`
+  // samples; 0: a group is one atom.
+  Batch(const Shape& shape, const int64_t* lengths, const int64_t* offsets, int num_groups, int64_t atom_unit,
+        int64_t gap);
 
   ~Batch();  // in batch.cpp, so that no copy is of one instruction set
 
   RowGroup group(int index) const;
   int64_t num_atoms() const { return num_atoms_; }
+  int64_t num_places() const { return batch_ + (static_cast<int64_t>(first_atoms_.size()) - 1) * gap_; }
   int64_t most_rows() const { return most_rows_; }  // of a group, at least 1
   int64_t row(int64_t t, int64_t sample) const { return offsets_ ? offsets_[t] + sample : t * batch_ + sample; }
   bool padded() const { return offsets_ == nullptr; }
@@ -50,7 +53,7 @@ class Batch {
   const int64_t* offsets_;
   std::vector<int64_t> starts_;
   std::vector<int64_t> first_atoms_;
-  int64_t atom_unit_, num_atoms_ = 0, most_rows_ = 1;
+  int64_t atom_unit_, gap_, num_atoms_ = 0, most_rows_ = 1;
   std::vector<int64_t> samples_;
   std::vector<int64_t> lengths_;
 };

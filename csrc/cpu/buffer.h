@@ -8,6 +8,10 @@
 
 namespace fastrnn::cpu {
 
+// Between what different threads write over and over. Prefetchers of a core run past the end of what it uses, by some lines up to the
+// end of the page, and fetch what lies there out of another core's cache.
+constexpr int64_t kApartBytes = 4096;
+
 // Defined in buffer.cpp, outside of every instruction set: a destructor that is generated where it is used, as that of a
 // std::unique_ptr, would be one of that file's instruction set, and the linker may keep it for the whole library.
 class Buffer {

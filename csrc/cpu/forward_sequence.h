@@ -41,7 +41,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
         in_y_(Base::kStoresAcc && !state_mask_ && !projected_),
         c_stride_(Base::num_unit_groups_ > 1 ? kLanes : hidden_stride_),
         input_(input),
-        c_vector_stride_(Base::num_unit_groups_ > 1 ? s_.batch * kLanes : kLanes),
+        c_vector_stride_(Base::num_unit_groups_ > 1 ? batch_.num_places() * kLanes : kLanes),
         first_c_(c_ + group_.first * (c_stride_ - hidden_stride_)),
         gathered_(gathered),
         thread_(thread),

@@ -126,7 +126,7 @@ class Product final : public TeamJob {
     const int64_t sums_size = p_.m * sums_row(columns_);
     a_size_ = ceil_div(blocks_.strip_rows, kTileRows) * panel_size<Factor, kTileRows>(blocks_.depth);
     own_b_size_ = blocks_.share_b ? 0 : b_panel;
-    thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns;
+    thread_size_ = a_size_ + own_b_size_ + kTileRows * kColumns + kApartBytes / static_cast<int64_t>(sizeof(Acc));
     int64_t size = bias_size + num_threads * thread_size_;
     for (int run = 0; run < p_.num_runs; ++run) size += shared_size + (has_sums(run) ? sums_size : 0);
     const bool takes_squares = p_.parts[0].squares || (p_.count > 1 && p_.parts[1].squares);

@@ -30,7 +30,7 @@ class InputGradient {
     sums_at_ = lines(rows_ * static_cast<int64_t>(sizeof(Scalar*)));
     gates_at_ = sums_at_ + lines(rows_ * kMaxVectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
     pointers_at_ = gates_at_ + lines(rows_ * gates_stride_ * static_cast<int64_t>(sizeof(Element)));
-    thread_bytes_ = pointers_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*))) + kLineBytes;
+    thread_bytes_ = pointers_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*))) + kApartBytes;
     memory_.allocate(num_threads * thread_bytes_);
   }
 

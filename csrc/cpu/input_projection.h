@@ -39,7 +39,7 @@ class InputProjection {
     in_place_ = stores_acc<Scalar>() && p.input_size <= kMostInPlace;
     rows_at_ = in_place_ ? 0 : lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
     sums_at_ = rows_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*)));
-    thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kLineBytes;
+    thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kApartBytes;
     memory_.allocate(num_threads * thread_bytes_);
     num_vectors_ = num_vectors<Acc>(s.hidden_size);
     bias_.allocate(s.directions * num_vectors_ * num_gates_ * kLanes * static_cast<int64_t>(sizeof(Acc)));

@@ -2,6 +2,7 @@
 // of these headers may end up as one copy for the whole library, and the linker does not ask which CPU it was compiled for.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>

@@ -54,7 +54,7 @@ class SummedRows {
  public:
   SummedRows(const LayerBackwardParams& p, int num_groups) : p_(p) {
     const Shape& s = p.shape;
-    batch_.emplace(s, p.lengths, p.offsets, num_groups, 0);
+    batch_.emplace(s, p.lengths, p.offsets, num_groups, /*atom_unit=*/0, /*gap=*/0);
     memory_.allocate(4 * s.rows * static_cast<int64_t>(sizeof(void*)));
     gates_ = memory_.as<const void*>();
     n_h_ = gates_ + s.rows, x_ = n_h_ + s.rows, h_ = x_ + s.rows;

@@ -122,7 +122,7 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     const Shape& s = p_.shape;
     this->share(num_threads, kMaxVectors, false, p_.lengths, p_.offsets, s.state_size, 1, Cell::kGates * s.hidden_size);
     if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
-    rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
+    rows_stride_ = this->group_rows_ + kApartBytes / sizeof(StepRow) + 1;
     rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));
     records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
     bias_size_ = this->cell_.num_biases() * this->hidden_stride_;

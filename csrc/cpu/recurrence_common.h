@@ -172,19 +172,23 @@ class Recurrence : public TeamJob {
         split_of_step<Factor>(shape_, num_outputs, num_gates, num_k, l2_bytes_, num_threads, /*claims_panels=*/claims);
     shares_work_ = split_.unit_groups == 1 && split_.threads() > 1;
     if (shares_work_) work_queue_.reset(num_threads, shape_.directions * split_.row_groups);
-    batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0);
-    group_rows_ = batch_->most_rows();
     hidden_stride_ = padded_stride<Acc>(shape_.hidden_size);
     state_stride_ = padded_stride<Acc>(shape_.state_size);
+    exchange_stride_ = padded_stride<Element>(num_k);
+    const auto bytes = [](int64_t elements, auto type) { return elements * static_cast<int64_t>(sizeof(type)); };
+    const int64_t least_row =
+        std::min({bytes(hidden_stride_, Acc{}), bytes(state_stride_, Acc{}), bytes(exchange_stride_, Element{})});
+    batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0,
+                   (kApartBytes + least_row - 1) / least_row);
+    group_rows_ = batch_->most_rows();
     h_.allocate(states() * state_stride_ * sizeof(Acc));
     if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
     copies_ = shape_.steps * group_rows_ >= kRowsPerCopy ? split_.row_groups : 1;
     packed_.allocate(shape_.directions, num_outputs, num_gates, num_k, l2_bytes_ * split_.unit_groups, copies_);
-    exchange_stride_ = padded_stride<Element>(num_k);
     exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
-    scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes;
+    scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes + kApartBytes / sizeof(Acc);
     scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
-    row_pointers_stride_ = kExchanges * group_rows_ + kLineBytes / sizeof(const Element*);
+    row_pointers_stride_ = kExchanges * group_rows_ + kApartBytes / sizeof(const Element*);
     row_pointers_.allocate(num_threads * row_pointers_stride_ * sizeof(const Element*));
     const int num_groups = split_.direction_teams * split_.row_groups;
     team_barriers_.reset(new Barrier[split_.direction_teams]);
@@ -219,7 +223,8 @@ class Recurrence : public TeamJob {
     });
   }
 
-  int64_t states() const { return shape_.directions * shape_.batch; }
+  // Places of samples in scratch memory, of all directions.
+  int64_t states() const { return shape_.directions * batch_->num_places(); }
 
   const Shape& shape_;
   const CellTraits cell_;
@@ -333,7 +338,7 @@ class SequenceBase {
   // The group's rows in a scratch array [copies, D, B, stride].
   template <typename T>
   T* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
-    return buffer.template as<T>() + ((copy * s_.directions + d_) * s_.batch + group_.first) * stride;
+    return buffer.template as<T>() + ((copy * s_.directions + d_) * batch_.num_places() + group_.first) * stride;
   }
 
  protected:

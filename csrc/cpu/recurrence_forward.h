@@ -252,7 +252,7 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
     this->share(num_threads, Sequence::kWidth * Cell::kGates, true, p_.lengths, p_.offsets, s.hidden_size, Cell::kGates,
                 s.state_size);
     if (this->projected_) this->share_projection(s.state_size, s.hidden_size);
-    rows_stride_ = this->group_rows_ + kLineBytes / sizeof(StepRow) + 1;
+    rows_stride_ = this->group_rows_ + kApartBytes / sizeof(StepRow) + 1;
     rows_.allocate(2 * num_threads * rows_stride_ * sizeof(StepRow));
     if (!p_.x) {
       gathered_.allocate(num_threads * this->scratch_stride_ * sizeof(Acc));
