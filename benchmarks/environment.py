@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -39,18 +41,39 @@ def _processor() -> str:
     return f"{name} (family {known.get('cpu family')}, model {known.get('model')})"
 
 
-def fma_peak(threads: int) -> float | None:
-    """The most float32 operations per second that `threads` threads do here, measured by fma_peak.cpp; None without a compiler."""
+@functools.cache
+def _program(name: str) -> Path | None:
+    """``name``.cpp of this folder, compiled; None without a compiler, or where it does not compile."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
-    source = Path(__file__).with_name("fma_peak.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "fma_peak")
-        build = [compiler, "-O3", "-march=native", "-pthread", "-o", program, str(source)]
-        if subprocess.run(build, capture_output=True).returncode != 0:
-            return None
-        return float(subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout)
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    program = Path(folder.name) / name
+    source = Path(__file__).with_name(f"{name}.cpp")
+    build = [compiler, "-O3", "-march=native", "-pthread", "-o", str(program), str(source)]
+    return program if subprocess.run(build, capture_output=True).returncode == 0 else None
+
+
+def _measured_by(name: str, *arguments: str) -> float | None:
+    program = _program(name)
+    if program is None:
+        return None
+    result = subprocess.run([str(program), *arguments], capture_output=True, text=True)
+    return float(result.stdout) if result.returncode == 0 else None
+
+
+def fma_peak(threads: int) -> float | None:
+    """The most float32 operations per second that `threads` threads do here, measured by fma_peak.cpp; None without a compiler."""
+    return _measured_by("fma_peak", str(threads))
+
+
+def round_trip() -> float | None:
+    """Nanoseconds of a cache line from one core to another and back, now: a host may move a virtual machine's cores apart.
+
+    Measured by round_trip.cpp; None without a compiler or a second core.
+    """
+    return _measured_by("round_trip")
 
 
 def environment(device: str) -> dict[str, Any]:

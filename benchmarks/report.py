@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,7 +83,20 @@ def _speedup_tables(environment: dict[str, Any], dtype: str, results: list[dict[
         timed = [r for r in results if (r["suite"], r["mode"]) == (suite, mode) and baseline in r["times"]]
         if baseline.startswith(_TORCH) and (line := _algorithms(timed)):
             text.append(f"{baseline} ran {line}.")
+        if line := _round_trips(timed):
+            text.append(line)
     return "\n\n".join(text)
+
+
+def _round_trips(records: list[dict[str, Any]]) -> str:
+    """Where the cores were meanwhile."""
+    times = sorted(r["round_trip_ns"] for r in records if r.get("round_trip_ns"))
+    if not times:
+        return ""
+    return (
+        f"A cache line went from one core to the other and back in {times[0]:.0f} to {times[-1]:.0f} ns after each of these "
+        f"(median {statistics.median(times):.0f})."
+    )
 
 
 def peak_table(environment: dict[str, Any], results: list[dict[str, Any]]) -> str:

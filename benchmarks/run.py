@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import environment
+from benchmarks.environment import environment, round_trip
 from benchmarks.further import BASELINES
 from benchmarks.shapes import CELLS, Shape
 from benchmarks.suites import SUITES, Record, Settings
@@ -114,6 +114,8 @@ def main() -> None:
     for name in arguments.suite:
         before = len(results)
         for record in SUITES[name](settings):
+            if arguments.device == "cpu" and torch.get_num_threads() > 1:
+                record["round_trip_ns"] = round_trip()
             results.append(record)
             _write(found, arguments.out)
             print(_line(record), flush=True)

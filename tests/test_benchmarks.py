@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     ]
     monkeypatch.setattr(sys, "argv", [*command, "--rounds", "2", "--out", str(out)])
     monkeypatch.setattr("benchmarks.timing.TURN_SECONDS", 0.0)
+    monkeypatch.setattr(run, "round_trip", lambda: 61.2)  # processes on one core, one thread: not measured
     run.main()
     found = json.loads(out.read_text())
     kinds = {(r["suite"], r["cell"], r["mode"]) for r in found["results"]}
@@ -72,6 +74,10 @@ def test_every_suite_that_fits_the_cpu_measures_and_is_reported(
     text = table.read_text()
     assert "ragged: train, speed-up over torch.nn packed" in text
     assert "torch.nn packed ran ATen, operations per step for LSTM, GRU, RNN." in text
+    between_cores = (
+        "A cache line went from one core to the other and back in 61 to 61 ns after each of these (median 61)."
+    )
+    assert (between_cores in text) == (torch.get_num_threads() > 1)
     assert "| lstm | 3x4x5x6 | fastrnn: bytes kept for backward |" in text
     assert picture.stat().st_size > 10_000
 
@@ -174,6 +180,11 @@ def test_clipping_is_measured_in_all_its_forms(tmp_path: Path, monkeypatch: pyte
     goals = {(mode, baseline) for suite, mode, baseline, _ in CPU_GOALS if suite == "clipping"}
     assert goals <= {(r["mode"], baseline) for r in results for baseline in r["times"]}
     assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in results)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_a_round_trip_between_cores_takes_nanoseconds() -> None:
+    assert 5 < environment.round_trip() < 50_000
 
 
 def test_a_wrong_result_is_refused() -> None:

@@ -26,6 +26,7 @@ class _Optional(TypedDict, total=False):
     extra: dict[str, float]  # other numbers by name
     algorithm: str  # whose kernels the baseline ran
     left_out: dict[str, str]  # baselines that were asked for and not measured, and why
+    round_trip_ns: float | None  # of a cache line between two cores, right after; on a CPU by several threads
 
 
 class Record(_Optional):
