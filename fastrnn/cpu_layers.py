@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import gradient_sums
-from fastrnn.layers import Gradients, Options, finish_gradients, split_weights, without_padding
+from fastrnn.layers import Gradients, Options, finish_gradients, split_weights
 from fastrnn.ops import CLIP_MODES, DROPOUT_SITES, contiguous, forward_outputs, run_on_cpu
 from fastrnn.reference import CELLS, NUM_GATES, Forward, compute_dtype
 
@@ -89,7 +89,7 @@ def layer_backward(
     dtype, acc = x.dtype, compute_dtype(x.dtype)
     w = split_weights(weights, num_directions, dtype)
     count = len(weights) // num_directions
-    x = without_padding(x, lengths, offsets).contiguous()
+    x = x.contiguous()
     # Where one direction wants the gradient of a kind of weight, both get it.
     kinds = ("w_ih", "w_hh", *(("b_ih", "b_hh") if w.b_ih else ()), *(("w_hr",) if w.w_hr else ()))
     grads: dict[str, list[Tensor]] = {}

@@ -1,6 +1,7 @@
-"""Layers large enough for the CPU engine's ways: the input projection in rounds of steps inside the recurrence, the two products of
-a weight gradient together, W_hh's with h0 and y as two halves of one operand."""
+"""Layers large enough for the CPU engine's ways: products of the input inside the recurrence, some steps at a time; the two products of
+a weight gradient together, of rows that lie anywhere, in runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,30 @@ def test_an_inference_pass_holds_no_gates():
     ours, theirs = inference("fastrnn.LSTM"), inference("torch.nn.LSTM")
     assert ours.returncode == 0, ours.stderr
     assert theirs.returncode != 0, "the limit limits nothing"
+
+
+TEAM = """
+import torch, fastrnn
+torch.set_num_threads(5)
+for cell, features, units, batch in ("RNN", 48, 240, 25), ("GRU", 48, 176, 17), ("LSTM", 100, 96, 9), ("RNN", 33, 300, 12):
+    torch.manual_seed(0)
+    ours = getattr(fastrnn, cell)(features, units, dtype=torch.float64)
+    theirs = getattr(torch.nn, cell)(features, units, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(5, batch, features, dtype=torch.float64, requires_grad=True)
+    found = []
+    for layer in ours, theirs:
+        x.grad = None
+        layer(x)[0].square().sum().backward()
+        found.append([x.grad, *(parameter.grad for parameter in layer.parameters())])
+    for own, other in zip(*found):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_a_team_may_be_smaller_than_asked_for(limit):
+    """Then its threads share the work another way than the layer expected."""
+    environment = {**os.environ, "OMP_THREAD_LIMIT": str(limit)}
+    result = subprocess.run([sys.executable, "-c", TEAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]

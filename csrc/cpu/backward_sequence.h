@@ -312,7 +312,7 @@ class BackwardSequence : protected SequenceBase<Scalar> {
   const int thread_;
   int64_t input_rows_ = 0;  // that wait for their product
   const BiasSums<Acc> bias_;
-  Record* const records_;  // [2, D, unit groups, B], from the group's first sample on
+  Record* const records_;  // [2, D, unit groups, places], from the group's first sample on
   const RecurrentGradient clip_;
   int64_t last_step_;
   const bool in_gates_;  // grad_gates is what the product reads

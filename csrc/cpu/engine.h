@@ -11,7 +11,7 @@ namespace fastrnn::cpu {
 void recurrence_forward(const ForwardParams& params, int num_threads);
 void recurrence_backward(const BackwardParams& params, int num_threads);
 
-// A layer: the recurrence with the input projection before it and the products of its gradients after it.
+// A layer: the recurrence with the input projection and the products of its gradients.
 void layer_forward(const LayerForwardParams& params, int num_threads);
 void layer_backward(const LayerBackwardParams& params, int num_threads);
 

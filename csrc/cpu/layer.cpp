@@ -1,4 +1,5 @@
 // A layer around its recurrence.
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -52,19 +53,23 @@ void project(const LayerForwardParams& p, void* gates, int num_threads) {
 // the samples of one row group of the recurrence, whose gradients are in the cache of the thread that has computed them.
 class SummedRows {
  public:
-  SummedRows(const LayerBackwardParams& p, int num_groups) : p_(p) {
+  SummedRows(const LayerBackwardParams& p, int num_groups) : p_(p), num_groups_(num_groups) {
     const Shape& s = p.shape;
     batch_.emplace(s, p.lengths, p.offsets, num_groups, /*atom_unit=*/0, /*gap=*/0);
     memory_.allocate(4 * s.rows * static_cast<int64_t>(sizeof(void*)));
     gates_ = memory_.as<const void*>();
     n_h_ = gates_ + s.rows, x_ = n_h_ + s.rows, h_ = x_ + s.rows;
+    std::vector<int64_t> group_ends;
     for (int group = 0; group < num_groups; ++group) {
       for_each_row(batch_->group(group), [this](int64_t, int64_t, int64_t, int64_t) { ++count_; });
-      run_ends_.push_back(count_);
+      group_ends.push_back(count_);
     }
-    // Where runs are short, adding their sums takes longer than is won.
-    if (count_ < kRowsOfRun * num_groups) run_ends_ = {count_};
-    runs_ = num_groups;
+    // Where a run is short, or its sums are large, adding them takes longer than is won; then groups share one.
+    const int64_t sums = num_gates(s.cell) * s.hidden_size * (p.input_size + s.state_size) * bytes_of(s.scalar);
+    const int64_t most = std::min({int64_t{num_groups}, count_ / kRowsOfRun, 1 + kBytesOfSums / sums});
+    const int64_t num_runs = std::max<int64_t>(most, 1);
+    for (int64_t run = 0; run < num_runs; ++run)
+      run_ends_.push_back(group_ends[share_of(num_groups, num_runs, run).end - 1]);
   }
 
   void find(int64_t d) {
@@ -72,7 +77,7 @@ class SummedRows {
     const Elements at(s.scalar);
     const int64_t P = s.state_size, H = s.hidden_size, width = num_gates(s.cell) * H;
     int64_t k = 0;
-    for (int group = 0; group < runs_; ++group) {
+    for (int group = 0; group < num_groups_; ++group) {
       for_each_row(batch_->group(group), [&](int64_t t, int64_t sample, int64_t row, int64_t length) {
         const int64_t prev = d == 0 ? t - 1 : t + 1, own = d * s.rows + row;
         gates_[k] = at(p_.grad_gates, own * width);
@@ -95,6 +100,7 @@ class SummedRows {
 
  private:
   static constexpr int64_t kRowsOfRun = 64;
+  static constexpr int64_t kBytesOfSums = int64_t{64} << 20;  // beside the output
 
   // Calls function(step, sample, row, the sample's length).
   template <typename Function>
@@ -108,11 +114,11 @@ class SummedRows {
   }
 
   const LayerBackwardParams& p_;
+  const int num_groups_;
   std::optional<Batch> batch_;
   Buffer memory_;
   const void **gates_, **n_h_, **x_, **h_;
   int64_t count_ = 0;
-  int runs_ = 0;
   std::vector<int64_t> run_ends_;
 };
 
@@ -230,10 +236,13 @@ void layer_backward(const LayerBackwardParams& params, int num_threads) {
   if (!multiplies_inside) p.grad_x = nullptr;
   backward(p, num_threads);
   p.grad_x = multiplies_inside ? nullptr : params.grad_x;
-  SummedRows rows(p, split.row_groups);
+  std::optional<SummedRows> rows;
+  if (p.grad_w_ih[0] || p.grad_w_hh[0]) rows.emplace(p, split.row_groups);
   for (int64_t d = 0; d < s.directions; ++d) {
-    rows.find(d);
-    multiply_gate_gradients(p, d, rows, num_threads);
+    if (rows) {
+      rows->find(d);
+      multiply_gate_gradients(p, d, *rows, num_threads);
+    }
     if (p.grad_w_hr[d]) multiply_projected_gradient(p, d, num_threads);
     if (p.grad_x) multiply_input_gradient(p, d, num_threads);
     if (p.grad_bias) copy_bias_gradients(p, d);

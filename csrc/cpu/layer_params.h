@@ -14,10 +14,10 @@ struct LayerForwardParams : ForwardParams {
   const void* b_hh[kMaxDirections] = {};  // scalar [G*H], may be nullptr; of a GRU the last third goes to b_hn instead
 };
 
-// What BackwardParams has as grad_gates, grad_n_h, grad_h, grad_bias and h_prev stays inside: it is nullptr here.
+// For layer_backward what BackwardParams has as grad_gates, grad_n_h, grad_h, grad_bias and h_prev stays inside: it is nullptr.
 struct LayerBackwardParams : BackwardParams {
   int64_t input_size = 0;                 // I
-  const void* x = nullptr;                // scalar [rows, I]     padding finite
+  const void* x = nullptr;                // scalar [rows, I]
   const void* w_ih[kMaxDirections] = {};  // scalar [G*H, I]
   const void* hidden = nullptr;           // scalar [D, rows, H]  of forward; LSTM with proj_size alone
   void* grad_x = nullptr;                 // scalar [rows, I]     may be nullptr, as what follows

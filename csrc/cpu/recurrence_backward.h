@@ -124,7 +124,7 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
     if (this->projected_) this->share_projection(s.hidden_size, s.state_size);
     rows_stride_ = this->group_rows_ + kApartBytes / sizeof(StepRow) + 1;
     rows_.allocate(num_threads * rows_stride_ * sizeof(StepRow));
-    records_.allocate(2 * this->states() * this->split_.unit_groups * sizeof(Record));
+    records_.allocate(2 * this->places() * this->split_.unit_groups * sizeof(Record));
     bias_size_ = this->cell_.num_biases() * this->hidden_stride_;
     if (p_.grad_bias) bias_.allocate(2 * s.directions * this->batch_->num_atoms() * bias_size_ * sizeof(Acc));
     if (p_.grad_x) input_.allocate(p_, Cell::kGates, this->group_rows_, num_threads, this->l2_bytes_, this->copies_);
@@ -132,25 +132,27 @@ class Backward final : public Recurrence<typename FactorOf<Scalar>::type> {
 
   void pack(int64_t d, const Member& member) override {
     const PackedFor whom{d, member.row_group};
-    this->for_each_panel_to_pack(this->packed_, p_.shape.state_size, kMaxVectors, member, [&](int64_t v, int width) {
-      this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), whom, v, width);
-    });
-    if (p_.grad_x)
-      this->for_each_panel_to_pack(input_.packed(), p_.input_size, kMaxVectors, member,
+    this->for_each_panel_to_pack(
+        this->packed_, this->owned(p_.shape.state_size, member), kMaxVectors, member,
+        [&](int64_t v, int width) { this->packed_.pack_columns(typed<Scalar>(p_.w_hh[d]), whom, v, width); });
+    if (multiplies_input(member))
+      this->for_each_panel_to_pack(input_.packed(), {0, num_vectors<Acc>(p_.input_size)}, kMaxVectors, member,
                                    [&](int64_t v, int width) { input_.pack(whom, v, width); });
     if (!this->projected_) return;
     this->for_each_panel_to_pack(
-        this->projection_, p_.shape.hidden_size, kMaxVectors, member,
+        this->projection_, this->owned(p_.shape.hidden_size, member), kMaxVectors, member,
         [&](int64_t v, int width) { this->projection_.pack_columns(typed<Scalar>(p_.w_hr[d]), whom, v, width); });
   }
+
+  // Threads that share units, which come here if the team is smaller than asked for, leave it to one of them.
+  bool multiplies_input(const Member& member) const { return p_.grad_x && member.unit_group == 0; }
 
   BiasSums<Acc> bias(int64_t d) const {
     return {p_.grad_bias ? bias_.as<Acc>() + 2 * d * this->batch_->num_atoms() * bias_size_ : nullptr, bias_size_};
   }
 
   void run(const Work& work, const Member& member, int thread) override {
-    // Threads that share units, which come here if the team is smaller than asked for, leave it to one of them.
-    const InputGradient<Scalar>* const input = p_.grad_x && member.unit_group == 0 ? &input_ : nullptr;
+    const InputGradient<Scalar>* const input = multiplies_input(member) ? &input_ : nullptr;
     Sequence(*this, p_, input, work, member, thread, rows_.as<StepRow>() + thread * rows_stride_, records_.as<Record>(),
              bias(work.direction))
         .run();

@@ -181,11 +181,11 @@ class Recurrence : public TeamJob {
     batch_.emplace(shape_, lengths, offsets, split_.row_groups, shares_work_ ? tile_rows(panel_vectors) : 0,
                    (kApartBytes + least_row - 1) / least_row);
     group_rows_ = batch_->most_rows();
-    h_.allocate(states() * state_stride_ * sizeof(Acc));
-    if (cell_.has_cell) c_.allocate(states() * hidden_stride_ * sizeof(Acc));
+    h_.allocate(places() * state_stride_ * sizeof(Acc));
+    if (cell_.has_cell) c_.allocate(places() * hidden_stride_ * sizeof(Acc));
     copies_ = shape_.steps * group_rows_ >= kRowsPerCopy ? split_.row_groups : 1;
     packed_.allocate(shape_.directions, num_outputs, num_gates, num_k, l2_bytes_ * split_.unit_groups, copies_);
-    exchange_.allocate(2 * states() * exchange_stride_ * sizeof(Element));
+    exchange_.allocate(2 * places() * exchange_stride_ * sizeof(Element));
     scratch_stride_ = group_rows_ * kMaxVectors * Vec<Acc>::kLanes + kApartBytes / sizeof(Acc);
     scratch_.allocate(num_threads * scratch_stride_ * sizeof(Acc));
     row_pointers_stride_ = kExchanges * group_rows_ + kApartBytes / sizeof(const Element*);
@@ -202,7 +202,7 @@ class Recurrence : public TeamJob {
   void share_projection(int64_t num_outputs, int64_t num_k) {
     projection_.allocate(shape_.directions, num_outputs, 1, num_k, l2_bytes_ * split_.unit_groups, copies_);
     projection_stride_ = padded_stride<Element>(num_k);
-    projection_exchange_.allocate(states() * projection_stride_ * sizeof(Element));
+    projection_exchange_.allocate(places() * projection_stride_ * sizeof(Element));
   }
 
   // The vectors of `elements` units that a unit group owns.
@@ -213,18 +213,18 @@ class Recurrence : public TeamJob {
     return {lines.begin * kVectorsPerLine, end < vectors ? end : vectors};
   }
 
-  // Calls function(first vector, width) for the owned panels that are this thread's to pack: threads that share them take turns.
+  // Calls function(first vector, width) for the panels of `vectors`, of which each is some thread's to pack: row groups take turns.
   template <typename Function>
-  void for_each_panel_to_pack(const PackedMatrix<Factor>& packed, int64_t num_outputs, int width, const Member& member,
+  void for_each_panel_to_pack(const PackedMatrix<Factor>& packed, Range vectors, int width, const Member& member,
                               Function function) const {
     int64_t turn = 0;
-    for_each_panel(owned(num_outputs, member), width, [&](int64_t v, int panel_width) {
+    for_each_panel(vectors, width, [&](int64_t v, int panel_width) {
       if (packed.has_copies() || turn++ % split_.row_groups == member.row_group) function(v, panel_width);
     });
   }
 
-  // Places of samples in scratch memory, of all directions.
-  int64_t states() const { return shape_.directions * batch_->num_places(); }
+  // Of samples in scratch memory, in all directions.
+  int64_t places() const { return shape_.directions * batch_->num_places(); }
 
   const Shape& shape_;
   const CellTraits cell_;
@@ -335,7 +335,7 @@ class SequenceBase {
     if (kept > 0 && job_.work_queue().give({d_, group_.after(kept), step})) group_.count = kept;
   }
 
-  // The group's rows in a scratch array [copies, D, B, stride].
+  // The group's rows in a scratch array [copies, D, places, stride].
   template <typename T>
   T* rows_of(const Buffer& buffer, int64_t copy, int64_t stride) const {
     return buffer.template as<T>() + ((copy * s_.directions + d_) * batch_.num_places() + group_.first) * stride;

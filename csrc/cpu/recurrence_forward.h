@@ -266,15 +266,16 @@ class Forward final : public Recurrence<typename FactorOf<Scalar>::type> {
 
   void pack(int64_t d, const Member& member) override {
     const PackedFor whom{d, member.row_group};
-    this->for_each_panel_to_pack(
-        this->packed_, p_.shape.hidden_size, Sequence::kWidth, member,
-        [&](int64_t v, int width) { this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), whom, v, width); });
+    const Range units = this->owned(p_.shape.hidden_size, member);
+    this->for_each_panel_to_pack(this->packed_, units, Sequence::kWidth, member, [&](int64_t v, int width) {
+      this->packed_.pack_rows(typed<Scalar>(p_.w_hh[d]), whom, v, width);
+    });
     if (p_.x)
-      this->for_each_panel_to_pack(input_.packed(), p_.shape.hidden_size, Sequence::kWidth, member,
+      this->for_each_panel_to_pack(input_.packed(), units, Sequence::kWidth, member,
                                    [&](int64_t v, int width) { input_.pack(whom, v, width); });
     if (!this->projected_) return;
     this->for_each_panel_to_pack(
-        this->projection_, p_.shape.state_size, kMaxVectors, member,
+        this->projection_, this->owned(p_.shape.state_size, member), kMaxVectors, member,
         [&](int64_t v, int width) { this->projection_.pack_rows(typed<Scalar>(p_.w_hr[d]), whom, v, width); });
   }
 

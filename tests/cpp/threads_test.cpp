@@ -57,7 +57,7 @@ constexpr Case kCases[] = {
     {"rows", CellKind::kLstm, 40, 28, 6, 10, 10, 1, false, kHuge},
     {"rows, ragged, two directions", CellKind::kGru, 30, 27, 5, 9, 9, 2, true, kHuge},
     {"rows, narrow panels", CellKind::kRnnTanh, 30, 29, 5, 22, 22, 1, true, kHuge},
-    {"units", CellKind::kLstm, 20, 9, 20, 90, 90, 1, false, kTiny},
+    {"units", CellKind::kLstm, 20, 9, 19, 90, 90, 1, false, kTiny},
     {"units, ragged, two directions", CellKind::kGru, 20, 8, 20, 84, 84, 2, true, kTiny},
     {"units, projected", CellKind::kLstm, 12, 7, 20, 90, 40, 1, true, kTiny},
 };
