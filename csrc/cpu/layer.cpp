@@ -99,7 +99,7 @@ class SummedRows {
   const std::vector<int64_t>& run_ends() const { return run_ends_; }
 
  private:
-  static constexpr int64_t kRowsOfRun = 64;
+  static constexpr int64_t kRowsOfRun = 128;
   static constexpr int64_t kBytesOfSums = int64_t{64} << 20;  // beside the output
 
   // Calls function(step, sample, row, the sample's length).
