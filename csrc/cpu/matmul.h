@@ -30,9 +30,9 @@ struct MatmulParams {
 void matmul(const MatmulParams& params, int num_threads);
 
 // Up to two products with the same a^T, which is packed once: each out is the sum over k of the outer products of a's row k and b's.
-// Rows lie anywhere. They may be divided into runs, each of which is summed by itself before the runs' sums are added; with n threads,
-// thread i begins with run i runs / n, of which it should have made the rows. The result does not depend on num_threads, but on the
-// runs. Products with kFew rows or columns at most have one run.
+// Rows lie anywhere. They may be divided into runs, each of which is summed by itself before the runs' sums are added; of n threads,
+// thread i begins with run i * num_runs / n, of which it should have made the rows. The result does not depend on num_threads, but
+// on the runs. Products with kFew rows or columns at most have one run.
 struct JointMatmulParams {
   struct Part {
     int64_t n;

@@ -16,8 +16,8 @@ int64_t step_cycles(const StepShape& shape, int row_groups, int unit_groups) {
   constexpr int64_t kNumbersPerLine = 16;
   constexpr int64_t kCellCycles = 80;  // one row of one vector of units
   constexpr int64_t kBarrierCycles = 1100, kBarrierCyclesPerThread = 100;
-  constexpr int64_t kCyclesPerLine =
-      16;  // from another core's cache: cores of one die take some less, of two much more
+  // From another core's cache: cores of one die take some less, of two much more.
+  constexpr int64_t kCyclesPerLine = 16;
 
   const int64_t rows = ceil_div(shape.batch, row_groups);
   const int64_t vectors = shape.claims_panels ? ceil_div(shape.unit_blocks * shape.vectors_per_block, unit_groups)

@@ -19,9 +19,9 @@ struct StepShape {
 };
 
 // Directions are worked on by disjoint teams (direction_teams = 2) or one after the other. A direction's team is
-// row_groups x unit_groups threads. Row groups share nothing but the weights, of which each may have a copy, and never wait for each other, but the first that is done
-// helps; the threads of a row group own disjoint hidden units of its samples and meet at every step, and may take panels of
-// others' units before they do.
+// row_groups x unit_groups threads. Row groups share nothing but the weights, of which each may have a copy, and never wait for each
+// other, but the first that is done helps; the threads of a row group own disjoint hidden units of its samples and meet at every step,
+// and may take panels of others' units before they do.
 struct Split {
   int direction_teams = 1;
   int row_groups = 1;
