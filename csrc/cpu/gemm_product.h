@@ -198,7 +198,7 @@ class Product final : public TeamJob {
   };
 
   static int64_t sums_row(int64_t columns) { return round_up(columns, kColumns); }
-  // The first run is summed in the output, or where it is rounded once, if there is one round.
+  // A run's sums have memory of their own: but for the first, whose are in the output, or in a tile that is rounded at once.
   bool has_sums(int run) const { return run > 0 || (!kSumsInOutput && (p_.num_runs > 1 || blocks_.depth < p_.k)); }
   int64_t num_column_tiles() const { return ceil_div(columns_, kColumns); }
   int64_t num_row_tiles() const { return ceil_div(p_.m, kTileRows); }

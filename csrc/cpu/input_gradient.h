@@ -13,8 +13,8 @@ class InputGradient {
   using Factor = typename FactorOf<Scalar>::type;
   using Element = ElementOf<Factor>;
   static constexpr int kLanes = Vec<Acc>::kLanes;
-  static constexpr int64_t kRows =
-      64;  // as for the input projection, and twice as many from beyond the second-level cache
+  // As for the input projection, and twice as many where W_ih comes from beyond the second-level cache.
+  static constexpr int64_t kRows = 64;
 
  public:
   // `group_rows`: the most samples of a thread.
