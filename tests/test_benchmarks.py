@@ -182,9 +182,10 @@ def test_clipping_is_measured_in_all_its_forms(tmp_path: Path, monkeypatch: pyte
     assert all(r["times"]["fastrnn"]["median"] > 0 and r["difference"] < 1e-4 for r in results)
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 def test_a_round_trip_between_cores_takes_nanoseconds() -> None:
-    assert 5 < environment.round_trip() < 50_000
+    time = environment.round_trip()
+    assert (time is None) == (len(os.sched_getaffinity(0)) < 2)
+    assert time is None or 5 < time < 50_000
 
 
 def test_a_wrong_result_is_refused() -> None:

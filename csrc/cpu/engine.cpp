@@ -7,12 +7,12 @@
 
 namespace fastrnn::cpu {
 
-#define FASTRNN_DECLARE_ENGINE(name)                                                           \
-  namespace name {                                                                             \
-  void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes);           \
-  int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes); \
-  Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes);              \
-  void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes);         \
+#define FASTRNN_DECLARE_ENGINE(name)                                                   \
+  namespace name {                                                                     \
+  void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes);   \
+  Split split_of_forward(const Shape& shape, int num_threads, int64_t l2_bytes);       \
+  Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes);      \
+  void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes); \
   }
 FASTRNN_DECLARE_ENGINE(portable)
 #if defined(__x86_64__)
@@ -25,12 +25,12 @@ namespace {
 
 struct Engine {
   void (*forward)(const LayerForwardParams&, int, int64_t);
-  int (*threads_of_forward)(const LayerForwardParams&, int, int64_t);
+  Split (*split_of_forward)(const Shape&, int, int64_t);
   Split (*split_of_backward)(const Shape&, int, int64_t);
   void (*backward)(const LayerBackwardParams&, int, int64_t);
 };
 
-#define FASTRNN_ENGINE(name) {name::forward, name::threads_of_forward, name::split_of_backward, name::backward}
+#define FASTRNN_ENGINE(name) {name::forward, name::split_of_forward, name::split_of_backward, name::backward}
 
 Engine engine_for(ScalarKind scalar) {
   switch (isa_for(scalar)) {
@@ -61,8 +61,8 @@ void forward(const LayerForwardParams& params, int num_threads) {
   engine_for(params.shape.scalar).forward(params, num_threads, l2_bytes());
 }
 
-int threads_of_forward(const LayerForwardParams& params, int num_threads) {
-  return engine_for(params.shape.scalar).threads_of_forward(params, num_threads, l2_bytes());
+Split split_of_forward(const Shape& shape, int num_threads) {
+  return engine_for(shape.scalar).split_of_forward(shape, num_threads, l2_bytes());
 }
 
 void backward(const LayerBackwardParams& params, int num_threads) {

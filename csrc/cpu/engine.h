@@ -20,7 +20,7 @@ void layer_backward(const LayerBackwardParams& params, int num_threads);
 void forward(const LayerForwardParams& params, int num_threads);
 void backward(const LayerBackwardParams& params, int num_threads);
 // How they would use the threads.
-int threads_of_forward(const LayerForwardParams& params, int num_threads);
+Split split_of_forward(const Shape& shape, int num_threads);
 Split split_of_backward(const Shape& shape, int num_threads);
 
 // "avx512_bf16", "avx512", "avx2" or "portable": the best that this CPU runs, or what the environment variable FASTRNN_CPU_ISA

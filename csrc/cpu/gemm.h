@@ -40,20 +40,20 @@ void multiply(const MatmulParams& p, int num_threads) {
 
 template <typename Scalar>
 void multiply(const JointMatmulParams& p, int num_threads) {
-  const auto parts = [&p] {
-    return ProductParts<Scalar>{p.m, p.k, Operand<Scalar>::of_lines(p.a, p.a_first, p.m), {}, false};
+  const auto multiply_some = [&](ProductParts<Scalar> parts) {
+    multiply(parts, useful_threads(p.m * parts.columns() * p.k, num_threads));
   };
-  ProductParts<Scalar> joint = parts();
+  const ProductParts<Scalar> none{p.m, p.k, Operand<Scalar>::of_lines(p.a, p.a_first, p.m), {}, false};
+  ProductParts<Scalar> together = none;
+  together.num_runs = p.num_runs, together.run_ends = p.run_ends;
   for (int i = 0; i < p.num_parts; ++i) {
     const JointMatmulParams::Part& part = p.parts[i];
-    ProductParts<Scalar> by_itself = parts();
-    ProductParts<Scalar>& with = p.m <= kFew || part.n <= kFew ? by_itself : joint;
-    with.add(Operand<Scalar>::of_lines(part.b, 0, part.n), part.out, part.n, part.squares);
-    if (by_itself.count > 0) multiply(by_itself, useful_threads(p.m * part.n * p.k, num_threads));
+    const bool few = p.m <= kFew || part.n <= kFew;
+    ProductParts<Scalar> alone = none;
+    (few ? alone : together).add(Operand<Scalar>::of_lines(part.b, 0, part.n), part.out, part.n, part.squares);
+    if (few) multiply_some(alone);
   }
-  if (joint.count == 0) return;
-  joint.num_runs = p.num_runs, joint.run_ends = p.run_ends;
-  multiply(joint, useful_threads(p.m * joint.columns() * p.k, num_threads));
+  if (together.count > 0) multiply_some(together);
 }
 
 template <typename Params>

@@ -21,15 +21,15 @@ struct Operand {
   FASTRNN_INLINE const Scalar* at(int64_t row, int64_t k) const {
     return lines ? static_cast<const Scalar*>(lines[k]) + first + row : data + row * row_step + k * k_step;
   }
-  // Without the rows before `row`.
-  Operand from_row(int64_t row) const {
-    Operand rest = *this;
-    rest.rows -= row;
+  // Rows row ... row + num_rows alone.
+  Operand slice(int64_t row, int64_t num_rows) const {
+    Operand part = *this;
+    part.rows = num_rows;
     if (lines)
-      rest.first += row;
+      part.first += row;
     else
-      rest.data += row * row_step;
-    return rest;
+      part.data += row * row_step;
+    return part;
   }
 };
 

@@ -78,12 +78,11 @@ struct ProductParts {
     for (int run = 0; run < num_runs; ++run) longest = most(longest, run_end(run) - (run ? run_end(run - 1) : 0));
     return longest;
   }
-  // Of its rows `row`... `rows` alone.
+  // Rows row ... row + num_rows alone.
   ProductParts slice(int64_t row, int64_t num_rows) const {
     ProductParts part = *this;
     part.m = num_rows;
-    part.a = a.from_row(row);
-    part.a.rows = num_rows;
+    part.a = a.slice(row, num_rows);
     for (int i = 0; i < count; ++i) part.parts[i].out += row * parts[i].out_row;
     return part;
   }

@@ -13,25 +13,20 @@ class InputGradient {
   using Factor = typename FactorOf<Scalar>::type;
   using Element = ElementOf<Factor>;
   static constexpr int kLanes = Vec<Acc>::kLanes;
-  // As for the input projection, and twice as many where W_ih comes from beyond the second-level cache.
-  static constexpr int64_t kRows = 64;
 
  public:
   // `group_rows`: the most samples of a thread.
   void allocate(const LayerBackwardParams& p, int num_gates, int64_t group_rows, int num_threads, int64_t cache_bytes,
                 int64_t copies) {
-    const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
     p_ = &p;
     num_k_ = num_gates * p.shape.hidden_size;
     packed_.allocate(p.shape.directions, p.input_size, 1, num_k_, cache_bytes, copies);
-    const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
-    rows_ = rows_wanted > group_rows ? rows_wanted : group_rows;
+    rows_ = std::max(rows_of_round(packed_.outgrows_cache()), group_rows);
     gates_stride_ = stores_acc<Scalar>() ? 0 : padded_stride<Element>(num_k_);
-    sums_at_ = lines(rows_ * static_cast<int64_t>(sizeof(Scalar*)));
-    gates_at_ = sums_at_ + lines(rows_ * kMaxVectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
-    pointers_at_ = gates_at_ + lines(rows_ * gates_stride_ * static_cast<int64_t>(sizeof(Element)));
-    thread_bytes_ = pointers_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*))) + kApartBytes;
-    memory_.allocate(num_threads * thread_bytes_);
+    sums_at_ = whole_lines(rows_ * static_cast<int64_t>(sizeof(Scalar*)));
+    gates_at_ = sums_at_ + whole_lines(rows_ * kMaxVectors * kLanes * static_cast<int64_t>(sizeof(Acc)));
+    pointers_at_ = gates_at_ + whole_lines(rows_ * gates_stride_ * static_cast<int64_t>(sizeof(Element)));
+    memory_.allocate(num_threads, pointers_at_ + rows_ * static_cast<int64_t>(sizeof(const Element*)));
   }
 
   int64_t rows() const { return rows_; }  // the most of a round
@@ -42,13 +37,13 @@ class InputGradient {
 
   // Row `index` of a thread's next round has these gate gradients, and is row `row` of grad_x.
   void put_row(int thread, int64_t index, const Scalar* grad_gates, int64_t row) const {
-    at<Scalar*>(thread, 0)[index] = typed<Scalar>(p_->grad_x) + row * p_->input_size;
-    const Element*& place = at<const Element*>(thread, pointers_at_)[index];
+    memory_.at<Scalar*>(thread, 0)[index] = typed<Scalar>(p_->grad_x) + row * p_->input_size;
+    const Element*& place = memory_.at<const Element*>(thread, pointers_at_)[index];
     if constexpr (stores_acc<Scalar>()) {
       place = grad_gates;
     } else {
-      Element* const elements = at<Element>(thread, gates_at_) + index * gates_stride_;
-      load_elements(grad_gates, elements);
+      Element* const elements = memory_.at<Element>(thread, gates_at_) + index * gates_stride_;
+      load_elements<Factor>(grad_gates, num_k_, elements);
       place = elements;
     }
   }
@@ -56,11 +51,11 @@ class InputGradient {
   // The round. `splits_k`: ProductMode's.
   void multiply(int thread, PackedFor whom, int64_t num_rows, bool splits_k) const {
     const int64_t size = p_->input_size;
-    Scalar* const* const out = at<Scalar*>(thread, 0);
-    Acc* const sums = at<Acc>(thread, sums_at_);
+    Scalar* const* const out = memory_.at<Scalar*>(thread, 0);
+    Acc* const sums = memory_.at<Acc>(thread, sums_at_);
     for_each_panel({0, num_vectors<Acc>(size)}, kMaxVectors, [&](int64_t v, int width) {
-      product(width, at<const Element*>(thread, pointers_at_), num_rows, packed_.panel(whom, v), num_k_, {}, sums,
-              {packed_.outgrows_cache(), splits_k});
+      product(width, memory_.at<const Element*>(thread, pointers_at_), num_rows, packed_.panel(whom, v), num_k_, {},
+              sums, {packed_.outgrows_cache(), splits_k});
       for (int64_t i = 0; i < num_rows; ++i)
         for_each_vector<Acc>({v, v + width}, size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
           store(out[i] + j, load(sums + (i * width - v) * kLanes + j, Whole{}), lanes);
@@ -75,22 +70,11 @@ class InputGradient {
   }
 
  private:
-  template <typename T>
-  T* at(int thread, int64_t offset) const {
-    return reinterpret_cast<T*>(memory_.as<char>() + thread * thread_bytes_ + offset);
-  }
-
-  __attribute__((noinline)) void load_elements(const Scalar* from, Element* to) const {
-    for_each_vector<Acc>({0, num_vectors<Acc>(num_k_)}, num_k_,
-                         [&](int64_t k, auto lanes)
-                             __attribute__((always_inline)) { store(to + k, load(from + k, lanes), Whole{}); });
-  }
-
   const LayerBackwardParams* p_ = nullptr;
   int64_t rows_ = 0, num_k_ = 0, gates_stride_ = 0;
-  int64_t sums_at_ = 0, gates_at_ = 0, pointers_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
+  int64_t sums_at_ = 0, gates_at_ = 0, pointers_at_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;
-  Buffer memory_;
+  ThreadMemory memory_;
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

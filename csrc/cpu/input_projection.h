@@ -14,9 +14,6 @@ class InputProjection {
   using Factor = typename FactorOf<Scalar>::type;
   using Element = ElementOf<Factor>;
   static constexpr int kLanes = Vec<Acc>::kLanes;
-  // As many rows as it takes for reading W_ih to be hidden behind the multiplications, twice as many from beyond the second-level
-  // cache; more would push the weights of the recurrence out of it.
-  static constexpr int64_t kRows = 64;
   // Up to here the product reads x as it is, if it can. Longer rows may well fall on the same lines of the cache; copies do not.
   static constexpr int64_t kMostInPlace = 128;
 
@@ -29,18 +26,15 @@ class InputProjection {
     num_gates_ = cell.num_gates;
     width_ = kMaxVectors / num_gates_;
     packed_.allocate(s.directions, s.hidden_size, num_gates_, p.input_size, cache_bytes, copies);
-    const int64_t rows_wanted = packed_.outgrows_cache() ? 2 * kRows : kRows;
-    const int64_t steps = (rows_wanted + group_rows - 1) / group_rows;
+    const int64_t steps = (rows_of_round(packed_.outgrows_cache()) + group_rows - 1) / group_rows;
     const int64_t rows_of_round = (steps < s.steps ? steps : s.steps) * group_rows;
     panel_stride_ = rows_of_round * num_gates_ * kLanes;
     x_stride_ = padded_stride<Element>(p.input_size);
     rows_ = rows_of_round;
-    const auto lines = [](int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; };
     in_place_ = stores_acc<Scalar>() && p.input_size <= kMostInPlace;
-    rows_at_ = in_place_ ? 0 : lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
-    sums_at_ = rows_at_ + lines(rows_ * static_cast<int64_t>(sizeof(const Element*)));
-    thread_bytes_ = sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)) + kApartBytes;
-    memory_.allocate(num_threads * thread_bytes_);
+    rows_at_ = in_place_ ? 0 : whole_lines(rows_ * x_stride_ * static_cast<int64_t>(sizeof(Element)));
+    sums_at_ = rows_at_ + whole_lines(rows_ * static_cast<int64_t>(sizeof(const Element*)));
+    memory_.allocate(num_threads, sums_at_ + unit_vectors * panel_stride_ * static_cast<int64_t>(sizeof(Acc)));
     num_vectors_ = num_vectors<Acc>(s.hidden_size);
     bias_.allocate(s.directions * num_vectors_ * num_gates_ * kLanes * static_cast<int64_t>(sizeof(Acc)));
     for (int64_t d = 0; d < s.directions; ++d)
@@ -57,27 +51,27 @@ class InputProjection {
   // What row `index` of a thread's round gives for the panel of `width` unit vectors from `v` on, of which `first` is the thread's
   // first one: [unit vector][gate][lane], and so for the next rows.
   Acc* sums(int thread, int64_t index, int64_t first, int64_t v, int width) const {
-    return at<Acc>(thread, sums_at_) + (v - first) * panel_stride_ + index * width * num_gates_ * kLanes;
+    return memory_.at<Acc>(thread, sums_at_) + (v - first) * panel_stride_ + index * width * num_gates_ * kLanes;
   }
 
   // Row `index` of the next round is a row of x.
   void put_row(int thread, int64_t index, int64_t row) const {
     const Scalar* const x = typed<Scalar>(p_->x) + row * p_->input_size;
-    const Element*& place = at<const Element*>(thread, rows_at_)[index];
+    const Element*& place = memory_.at<const Element*>(thread, rows_at_)[index];
     if constexpr (stores_acc<Scalar>()) {
       if (in_place_) {
         place = x;
         return;
       }
     }
-    Element* const elements = at<Element>(thread, 0) + index * x_stride_;
-    load_elements(x, elements);
+    Element* const elements = memory_.at<Element>(thread, 0) + index * x_stride_;
+    load_elements<Factor>(x, p_->input_size, elements);
     place = elements;
   }
 
   // The round: `num_rows` rows, of the units of `units`.
   void multiply(int thread, PackedFor whom, Range units, int64_t num_rows, ProductMode mode) const {
-    const Element* const* const x = at<const Element*>(thread, rows_at_);
+    const Element* const* const x = memory_.at<const Element*>(thread, rows_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
       product(width * num_gates_, x, num_rows, packed_.panel(whom, v), p_->input_size, {bias(whom.direction, v), 0},
               sums(thread, 0, units.begin, v, width), mode);
@@ -85,17 +79,6 @@ class InputProjection {
   }
 
  private:
-  template <typename T>
-  T* at(int thread, int64_t offset) const {
-    return reinterpret_cast<T*>(memory_.as<char>() + thread * thread_bytes_ + offset);
-  }
-
-  __attribute__((noinline)) void load_elements(const Scalar* from, Element* to) const {
-    for_each_vector<Acc>({0, num_vectors<Acc>(p_->input_size)}, p_->input_size,
-                         [&](int64_t k, auto lanes)
-                             __attribute__((always_inline)) { store(to + k, load(from + k, lanes), Whole{}); });
-  }
-
   // [gate][lane] of the units of vector `v`, and of the next vectors.
   Acc* bias(int64_t d, int64_t v) const { return bias_.as<Acc>() + (d * num_vectors_ + v) * num_gates_ * kLanes; }
 
@@ -116,9 +99,10 @@ class InputProjection {
   bool in_place_ = false;
   int64_t rows_ = 0;  // the most of a round
   int64_t panel_stride_ = 0, x_stride_ = 0, num_vectors_ = 0;
-  int64_t rows_at_ = 0, sums_at_ = 0, thread_bytes_ = 0;  // of a thread's memory
+  int64_t rows_at_ = 0, sums_at_ = 0;  // of a thread's memory
   PackedMatrix<Factor> packed_;
-  Buffer memory_, bias_;
+  ThreadMemory memory_;
+  Buffer bias_;
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -46,10 +46,9 @@ auto run_with_factor(ScalarKind scalar, Function function) {
   return scalar == ScalarKind::kDouble ? function(double{}) : function(FactorOfFloats{});
 }
 
-int threads_of_forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes) {
-  return run_with_factor(params.shape.scalar, [&]<typename Factor>(Factor) {
-    return split_of_forward<Factor>(params.shape, num_threads, l2_bytes).threads();
-  });
+Split split_of_forward(const Shape& shape, int num_threads, int64_t l2_bytes) {
+  return run_with_factor(
+      shape.scalar, [&]<typename Factor>(Factor) { return split_of_forward<Factor>(shape, num_threads, l2_bytes); });
 }
 
 Split split_of_backward(const Shape& shape, int num_threads, int64_t l2_bytes) {

@@ -1,6 +1,7 @@
 // A layer around its recurrence.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -60,9 +61,9 @@ class SummedRows {
     gates_ = memory_.as<const void*>();
     n_h_ = gates_ + s.rows, x_ = n_h_ + s.rows, h_ = x_ + s.rows;
     std::vector<int64_t> group_ends;
-    for (int group = 0; group < num_groups; ++group) {
-      for_each_row(batch_->group(group), [this](int64_t, int64_t, int64_t, int64_t) { ++count_; });
-      group_ends.push_back(count_);
+    for (int index = 0; index < num_groups; ++index) {
+      const RowGroup group = batch_->group(index);
+      group_ends.push_back(count_ = std::accumulate(group.lengths, group.lengths + group.count, count_));
     }
     // Where a run is short, or its sums are large, adding them takes longer than is won; then groups share one.
     const int64_t sums = num_gates(s.cell) * s.hidden_size * (p.input_size + s.state_size) * bytes_of(s.scalar);
@@ -193,7 +194,7 @@ bool projects_inside(const LayerForwardParams& p, int num_threads) {
   const Shape& s = p.shape;
   if (s.rows <= kFew) return false;
   const int64_t useful = s.rows * num_gates(s.cell) * s.hidden_size * p.input_size / kProductsPerThread;
-  return 2 * threads_of_forward(p, num_threads) > (useful < num_threads ? useful : num_threads);
+  return 2 * split_of_forward(s, num_threads).threads() > (useful < num_threads ? useful : num_threads);
 }
 
 }  // namespace

@@ -19,6 +19,13 @@ constexpr int64_t kVectorsPerLine = kLineBytes / kVectorBytes;
 
 constexpr int64_t lines_of(int64_t vectors) { return (vectors + kVectorsPerLine - 1) / kVectorsPerLine; }
 
+constexpr int64_t whole_lines(int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
+
+// Rows of a round, some steps of a thread's samples that are multiplied with W_ih together: as many as it takes for reading W_ih to be
+// hidden behind the multiplications, twice as many from beyond the second-level cache; more would push the weights of the recurrence
+// out of it.
+constexpr int64_t rows_of_round(bool outgrows_cache) { return outgrows_cache ? 128 : 64; }
+
 // Row stride of a scratch array of `elements` columns: whole cache lines, and one more so that the rows of a power of two
 // do not fall on the same sets of the cache.
 template <typename T>
@@ -68,6 +75,15 @@ __attribute__((noinline)) void clear_row(Scalar* row, Range vectors, int64_t ele
                      [&](int64_t j, auto lanes) __attribute__((always_inline)) { store(row + j, Vec<T>(0), lanes); });
 }
 
+// A row as a product reads it, from where it is stored.
+template <typename Factor, typename Scalar>
+__attribute__((noinline)) void load_elements(const Scalar* from, int64_t count, ElementOf<Factor>* to) {
+  using Acc = typename AccOf<Scalar>::type;
+  for_each_vector<Acc>({0, num_vectors<Acc>(count)}, count, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+    store(to + k, load(from + k, lanes), Whole{});
+  });
+}
+
 template <typename T>
 T* typed(void* data) {
   return static_cast<T*>(data);
@@ -96,6 +112,23 @@ template <typename Cell>
 constexpr CellTraits traits_of() {
   return {Cell::kGates, Cell::kHasCell, Cell::kHasExtra};
 }
+
+// Memory of each thread of a call, apart from that of others.
+class ThreadMemory {
+ public:
+  void allocate(int num_threads, int64_t bytes) {
+    stride_ = whole_lines(bytes) + kApartBytes;
+    memory_.allocate(num_threads * stride_);
+  }
+  template <typename T>
+  T* at(int thread, int64_t offset) const {
+    return reinterpret_cast<T*>(memory_.as<char>() + thread * stride_ + offset);
+  }
+
+ private:
+  int64_t stride_ = 0;
+  Buffer memory_;
+};
 
 // How threads share the recurrent product: `num_outputs` outputs of `num_gates` vectors each, from `num_k` numbers.
 template <typename Factor>

@@ -13,8 +13,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t step_cycles(const StepShape& shape, int row_groups, int unit_groups) {
   constexpr int64_t kFmasPerCycle = 2;
   constexpr int64_t kBytesPerCycleL2 = 32, kBytesPerCycleL3 = 10;
-  constexpr int64_t kNumbersPerLine = 16;
-  constexpr int64_t kCellCycles = 80;  // one row of one vector of units
+  constexpr int64_t kNumbersPerLine = 16;  // of 4 bytes
+  constexpr int64_t kCellCycles = 80;      // one row of one vector of units
   constexpr int64_t kBarrierCycles = 1100, kBarrierCyclesPerThread = 100;
   // From another core's cache: cores of one die take some less, of two much more.
   constexpr int64_t kCyclesPerLine = 16;
