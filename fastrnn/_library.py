@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in fastrnn's checkout)"
 
 # What the operators take, as these Python files know it: `arguments_digest` of csrc/ops/schema.h.
-ARGUMENTS = "d2cdd2d6c1fc"
+ARGUMENTS = "45ac7bda0e51"
 
 _why_not: dict[str, str] = {}
 
@@ -79,6 +79,7 @@ def arguments_digest() -> str:
         "layer_backward",
         "sum_of_squares",
         "clip_",
+        "dropout_factors_",
     ):
         operator = getattr(torch.ops.fastrnn, name, None)
         text += f"{name} {[argument.name for argument in operator.default._schema.arguments] if operator else None} "

@@ -2,26 +2,57 @@
 
 Gal & Ghahramani 2016 (arXiv:1512.05287): a Bernoulli mask per sample, scaled by 1 / (1 - p), that does not change from step to
 step.
+
+On the CPU torch's generator gives a mask its seed, and the numbers are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3"): the same on every machine, for any number of threads, a tenth of the time that torch takes on AMD's
+processors. On other devices masks are torch's own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastrnn.apply import is_transformed
+from fastrnn import _library, ops
+
+_COUNTERS = 16  # of a block of numbers (csrc/cpu/philox.h)
 
 
-def _factors(p: float, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What torch's dropout makes of ones."""
-    if device.type != "cpu" or p >= 1 or is_transformed():
+def philox(seed: Tensor, count: int) -> Tensor:
+    """The first ``count`` numbers of a seed, int64 in [0, 2**32): of every 16 counters the first numbers, the second ones, and so on.
+
+    Args:
+        seed: () int64, the key.
+    """
+    low = 0xFFFFFFFF
+    counters = torch.arange(-(-count // (4 * _COUNTERS)) * _COUNTERS, device=seed.device)
+    a, b = counters & low, counters >> 32
+    c = d = torch.zeros_like(counters)
+    key = seed & low, seed >> 32 & low
+    for _ in range(10):
+        first, second = a * 0xD2511F53, c * 0xCD9E8D57  # of unsigned numbers, what does not fit is the sign
+        a, b, c, d = (second >> 32 & low) ^ b ^ key[0], second & low, (first >> 32 & low) ^ d ^ key[1], first & low
+        key = key[0] + 0x9E3779B9 & low, key[1] + 0xBB67AE85 & low
+    return torch.stack([part.view(-1, _COUNTERS) for part in (a, b, c, d)], 1).flatten()[:count]
+
+
+def factors(p: float, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What dropout makes of ones: 0 with probability ``p``, else 1 / (1 - p); from the default generator of ``device``."""
+    if device.type != "cpu":
         return functional.dropout(torch.ones(size, device=device, dtype=dtype), p, training=True)
-    # The same numbers by two operations less, which counts where a layer is small.
-    return torch.empty(size, device=device, dtype=dtype).bernoulli_(1 - p).div_(1 - p)
+    seed = torch.randint(2**63 - 1, (), device=device)
+    if _library.is_loaded("cpu") and not torch._C._are_functorch_transforms_active():
+        drawn = torch.empty(size, device=device, dtype=dtype)
+        ops.run_on_cpu("dropout_factors_", drawn, seed, p)
+        return drawn
+    kept = torch.tensor(1 / (1 - p) if p < 1 else 0.0, device=device, dtype=dtype)
+    numbers = philox(seed, math.prod(size)).view(size)
+    return torch.where(numbers < round(p * 2**32), torch.zeros_like(kept), kept)
 
 
 class Masks:
@@ -65,7 +96,7 @@ class Masks:
                     "the batch must not change while masks are held"
                 )
             return mask.to(like.device, dtype)
-        mask = _factors(p, size, like.device, dtype)
+        mask = factors(p, size, like.device, dtype)
         if held is not None:
             held[name] = mask
         return mask

@@ -34,7 +34,7 @@ def register_operators(namespace: str) -> None:
     """
     library = torch.library.Library(namespace, "IMPL")
     _libraries.append(library)
-    for name in ("recurrence_forward", "recurrence_backward", "layer_forward", "layer_backward"):
+    for name in ("recurrence_forward", "recurrence_backward", "layer_forward", "layer_backward", "dropout_factors_"):
         if hasattr(getattr(torch.ops, namespace), name):
             torch.library.register_fake(f"{namespace}::{name}", lambda *args: None)
             found = getattr(getattr(torch.ops, namespace), name).default
@@ -75,7 +75,7 @@ def operator(backend: str, name: str) -> Any:
 
 
 def run_on_cpu(name: str, *arguments: Any) -> None:
-    """A layer's operator, past the dispatcher where nobody looks.
+    """An operator, past the dispatcher where nobody looks.
 
     Raises:
         RuntimeError: a tensor is not on the CPU.

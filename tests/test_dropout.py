@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn.masks import Masks
 
 
 def flat(output) -> list[torch.Tensor]:
@@ -218,20 +217,6 @@ def test_manual_seed_governs_the_masks(backend, device, kind, mode):
     torch.manual_seed(7)
     assert_bit_equal(rnn(x), first)
     assert not second[0].equal(first[0])
-
-
-@pytest.mark.parametrize("p", [0.25, 0.3, 0.999, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_masks_are_what_torch_s_dropout_makes_of_ones_from_the_same_seed(device, dtype, p):
-    size, like = (2, 5, 33), torch.empty(0, device=device)
-    torch.manual_seed(7)
-    expected = nn.functional.dropout(torch.ones(size, device=device, dtype=dtype), p)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(7)
-    mask = Masks().draw("recurrent mask 0", p, size, like, dtype)
-    assert mask.dtype == dtype
-    assert_bit_equal(mask, expected)
-    assert torch.random.get_rng_state().equal(state)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

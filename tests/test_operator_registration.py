@@ -34,6 +34,7 @@ CASES = {
         "root": True,
     },
     "clip_": {"tensors": [torch.randn(3), torch.randn(2)], "norm": torch.full((1,), 2.0), "max_norm": 1.0},
+    "dropout_factors_": {"factors": torch.zeros(3, 50), "seed": torch.tensor(7), "p": 0.25},
     "record": {"slot": torch.zeros(1), "norms": torch.randn(2, 3, 4), "clipped": torch.ones(2, 3, 4).bool(), "key": -7},
 }
 

@@ -90,7 +90,7 @@ def train(rnn, x):
 def test_training_passes_the_dispatcher_by(plain):
     rnn = make("LSTM", recurrent_dropout=0.5, state_grad_clip=1.0, record_state_grad_norms=True)
     train(rnn, torch.randn(STEPS, BATCH, INPUT))
-    assert plain.calls == [("layer_forward", True), ("layer_backward", True)]
+    assert plain.calls == [("dropout_factors_", True), ("layer_forward", True), ("layer_backward", True)]
 
 
 def test_who_watches_sees_both_operators_of_training(plain):

@@ -22,7 +22,7 @@ SELECTIONS = {
     ),
     # modules with dropout, lengths and recorded norms; norms of gradients, computed and as backward's sums
     "features": (
-        ("inference", "plain_calls", "lengths", "dropout", "state_grad_norms", "clip", "trust_backward"),
+        ("inference", "plain_calls", "lengths", "dropout", "masks", "state_grad_norms", "clip", "trust_backward"),
         "not compile and not double_backward and not checkpointing and not go_on_meanwhile",
         {},
     ),

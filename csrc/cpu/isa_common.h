@@ -11,6 +11,7 @@
 #include "batch.h"
 #include "buffer.h"
 #include "cache.h"
+#include "dropout.h"
 #include "layer_params.h"
 #include "panel_claims.h"
 #include "split.h"

@@ -1,6 +1,7 @@
 // The engine for one instruction set: picks the instantiation for a storage type and a cell. The one type switch of the engine.
 #pragma once
 
+#include "philox.h"
 #include "recurrence_backward.h"
 #include "recurrence_forward.h"
 
@@ -62,6 +63,14 @@ void forward(const LayerForwardParams& params, int num_threads, int64_t l2_bytes
 
 void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_bytes) {
   run<Backward>(params, num_threads, l2_bytes);
+}
+
+void draw_factors(const Drawing& drawing, int64_t first, int64_t last) {
+  switch (drawing.bytes) {
+    case 2: return draw<uint16_t>(drawing, first, last);
+    case 4: return draw<uint32_t>(drawing, first, last);
+    case 8: return draw<uint64_t>(drawing, first, last);
+  }
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

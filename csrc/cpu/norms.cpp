@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
+
+#include "scalars.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -24,37 +25,6 @@ std::vector<Block> blocks_of(const std::vector<Span>& spans) {
       blocks.push_back({static_cast<char*>(span.data) + start * kBytes[static_cast<int>(span.scalar)],
                         std::min(kNormBlock, span.size - start), span.scalar});
   return blocks;
-}
-
-struct Bfloat16Bits {
-  uint16_t bits;
-};
-
-#if defined(__aarch64__)
-using Float16 = __fp16;  // g++ before 13 has no _Float16 there
-#else
-using Float16 = _Float16;
-#endif
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(Float16 x) { return x; }
-inline float widen(Bfloat16Bits x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline void narrow(float x, float& out) { out = x; }
-inline void narrow(double x, double& out) { out = x; }
-inline void narrow(float x, Float16& out) { out = static_cast<Float16>(x); }
-inline void narrow(float x, Bfloat16Bits& out) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  // round to nearest even; a NaN keeps its upper bits and stays one
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -101,29 +71,6 @@ void block_scale(const Block& block, double factor) {
   }
 }
 
-template <typename Scalar>
-double read(const void* value) {
-  return widen(*static_cast<const Scalar*>(value));
-}
-
-double read(const void* value, ScalarKind scalar) {
-  switch (scalar) {
-    case ScalarKind::kFloat: return read<float>(value);
-    case ScalarKind::kDouble: return read<double>(value);
-    case ScalarKind::kHalf: return read<Float16>(value);
-    default: return read<Bfloat16Bits>(value);
-  }
-}
-
-void write(double value, void* out, ScalarKind scalar) {
-  switch (scalar) {
-    case ScalarKind::kFloat: return narrow(static_cast<float>(value), *static_cast<float*>(out));
-    case ScalarKind::kDouble: return narrow(value, *static_cast<double*>(out));
-    case ScalarKind::kHalf: return narrow(static_cast<float>(value), *static_cast<Float16*>(out));
-    default: return narrow(static_cast<float>(value), *static_cast<Bfloat16Bits*>(out));
-  }
-}
-
 // Threads that are worth waking for so many blocks.
 int team_size(int64_t num_blocks, int num_threads) {
   constexpr int64_t kBlocksPerThread = 4;
@@ -141,16 +88,16 @@ void sum_of_squares(const NormParams& params, int num_threads) {
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += params.partial[i];
   for (const double* sum : params.known) total += *sum;
-  write(params.root ? std::sqrt(total) : total, params.out, params.out_scalar);
+  write_scalar(params.root ? std::sqrt(total) : total, params.out, params.out_scalar);
 }
 
 void clip(const ClipParams& params, int num_threads) {
-  const double norm = read(params.norm, params.norm_scalar);
+  const double norm = read_scalar(params.norm, params.norm_scalar);
   double factor = params.max_norm / (norm + 1e-6);
   if (factor >= 1) return;
   double rounded;
-  write(factor, &rounded, params.norm_scalar);
-  factor = read(&rounded, params.norm_scalar);
+  write_scalar(factor, &rounded, params.norm_scalar);
+  factor = read_scalar(&rounded, params.norm_scalar);
   if (factor == 1) return;
   const std::vector<Block> blocks = blocks_of(params.spans);
   const int64_t count = static_cast<int64_t>(blocks.size());

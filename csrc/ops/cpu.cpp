@@ -8,6 +8,7 @@
 #include "../cpu/norms.h"
 #include "../cpu/pages.h"
 #include "cpu.h"
+#include "dropout.h"
 #include "layer.h"
 #include "norms.h"
 #include "tensors.h"
@@ -72,6 +73,8 @@ void run_layer_backward(const cpu::LayerBackwardParams& params) {
   }
 }
 
+void draw_dropout(const cpu::DropoutParams& params) { cpu::draw_dropout(params, num_threads()); }
+
 }  // namespace fastrnn::ops
 
 namespace ops = fastrnn::ops;
@@ -83,6 +86,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("layer_backward", TORCH_BOX(&ops::Operator<&ops::layer_backward<ops::run_layer_backward>>::call));
   m.impl("sum_of_squares", TORCH_BOX(&ops::Operator<&ops::sum_of_squares<ops::norm>>::call));
   m.impl("clip_", TORCH_BOX(&ops::Operator<&ops::clip<ops::clip_to>>::call));
+  m.impl("dropout_factors_", TORCH_BOX(&ops::Operator<&ops::dropout_factors<ops::draw_dropout>>::call));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&ops::cpu_isa)); }

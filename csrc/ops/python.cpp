@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "../cpu/work_queue.h"
+#include "dropout.h"
 #include "layer.h"
 #include "network.h"
 
@@ -51,6 +52,8 @@ PyMethodDef methods[] = {{"initialize", initialize, METH_VARARGS,
                          method("layer_forward", Function<&ops::layer_forward<run_layer>>::call,
                                 "The operator's arguments -> bool; False: they are not plain."),
                          method("layer_backward", Function<&ops::layer_backward<run_layer_backward>>::call,
+                                "The operator's arguments -> bool; False: they are not plain."),
+                         method("dropout_factors_", Function<&ops::dropout_factors<draw_dropout>>::call,
                                 "The operator's arguments -> bool; False: they are not plain."),
                          {"times_given", times_given, METH_NOARGS,
                           "times_given() -> int: how often a thread of a recurrence has given work to another one."},

@@ -10,6 +10,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def(fastrnn::kLayerBackwardSchema);
   m.def(fastrnn::kSumOfSquaresSchema);
   m.def(fastrnn::kClipSchema);
+  m.def(fastrnn::kDropoutFactorsSchema);
   m.def(fastrnn::kDeviceLimitsSchema);
   m.def("cpu_isa() -> str");  // the instruction set that the CPU engine runs here
 }

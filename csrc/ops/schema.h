@@ -45,6 +45,10 @@ inline constexpr const char* kSumOfSquaresSchema =
 // every tensor times min(1, max_norm / (norm + 1e-6)); untouched where that is 1
 inline constexpr const char* kClipSchema = "clip_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()";
 
+// factors, contiguous: 0 with probability p, else 1 / (1 - p), drawn by Philox4x32-10 with `seed` (int64, []) as the key
+// (csrc/cpu/philox.h). On the CPU.
+inline constexpr const char* kDropoutFactorsSchema = "dropout_factors_(Tensor(a!) factors, Tensor seed, float p) -> ()";
+
 // What a plan has to know of a CUDA device (plan.h: DeviceLimits): major, minor, multiprocessors, shared memory of a block, then
 // how many clusters of 1, 2, ... blocks run at the same time, then the architecture that the kernels' code was compiled for.
 inline constexpr const char* kDeviceLimitsSchema = "device_limits(int device) -> int[]";
