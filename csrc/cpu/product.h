@@ -27,12 +27,17 @@ constexpr int tile_rows(int num_vectors) {
   return rows < 8 ? rows : 8;
 }
 
-// How a product is done.
+// How a product is done. Bits, which a call passes as one number.
 struct ProductMode {
-  bool fetches_ahead;  // the panels come from beyond the second-level cache, and the next one lies behind this one
-  // The last row, where it has a tile for itself, may be summed by several chains (tile_sets). Not where a row may be the last
-  // in one run and not in the next.
-  bool splits_k;
+  static constexpr int kFetchesAhead = 1, kSplitsK = 2;
+
+  // `fetches_ahead`: the panels come from beyond the second-level cache, and the next one lies behind this one.
+  // `splits_k`: the last row, where it has a tile for itself, may be summed by several chains (tile_sets). Not where a row may be the
+  // last in one run and not in the next.
+  FASTRNN_INLINE ProductMode(bool fetches_ahead, bool splits_k)
+      : bits((fetches_ahead ? kFetchesAhead : 0) | (splits_k ? kSplitsK : 0)) {}
+
+  int bits;
 };
 
 // What the sums begin with.
@@ -195,30 +200,39 @@ FASTRNN_INLINE void product_panel_with(ProductOperands<Factor> p, bool splits_k)
   } while (k < p.num_k);
 }
 
+// In registers but the last two: what is read back from memory at once, in other pieces than it was written, would wait until all that
+// was stored before has left the core (measured: half a microsecond where lines of another core are written).
 template <int kVectors, typename Factor>
-void product_panel(const ProductOperands<Factor>& p, ProductMode mode) {
+__attribute__((noinline)) void product_panel(const typename AccOf<Factor>::type* start, int64_t start_stride,
+                                             const ElementOf<Factor>* const* rows, int64_t num_rows,
+                                             const Factor* panel, int64_t num_k, typename AccOf<Factor>::type* out,
+                                             int mode) {
+  constexpr int64_t kWidth = kVectors * Vec<typename AccOf<Factor>::type>::kLanes;
+  const ProductOperands<Factor> p{rows, num_rows, panel, num_k, {start, start_stride}, out, kWidth};
   // A step of k fetches one cache line: few tiles would not fetch all. And where a piece has few tiles, what fetches takes longer than
   // what it saves (measured with AVX2: 2 to 10% lost up to 10 rows, even at 16, gains at 32).
-  constexpr int64_t kLines = kVectors * Vec<Factor>::kLanes * static_cast<int64_t>(sizeof(Factor)) / 64;
+  constexpr int64_t kLines = kWidth * static_cast<int64_t>(sizeof(Factor)) / 64;
   constexpr int64_t kFewTiles = kLines - 1 > 4 ? kLines - 1 : 4;
-  if (mode.fetches_ahead && p.num_rows > kFewTiles * tile_rows(kVectors))
-    product_panel_with<PieceAhead, kVectors>(p, mode.splits_k);
+  const bool splits_k = mode & ProductMode::kSplitsK;
+  if ((mode & ProductMode::kFetchesAhead) && num_rows > kFewTiles * tile_rows(kVectors))
+    product_panel_with<PieceAhead, kVectors>(p, splits_k);
   else
-    product_panel_with<NothingAhead, kVectors>(p, mode.splits_k);
+    product_panel_with<NothingAhead, kVectors>(p, splits_k);
 }
 
 // out [num_rows][num_vectors][lanes] = start + rows [num_rows, num_k] panel.  1 <= num_vectors <= kMaxVectors.
 template <typename Factor>
-__attribute__((noinline)) void product(int num_vectors, const ElementOf<Factor>* const* rows, int64_t num_rows,
-                                       const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
-                                       typename AccOf<Factor>::type* out, ProductMode mode) {
-  constexpr int64_t kLanes = Vec<typename AccOf<Factor>::type>::kLanes;
-  const ProductOperands<Factor> p{rows, num_rows, panel, num_k, start, out, num_vectors * kLanes};
+FASTRNN_INLINE void product(int num_vectors, const ElementOf<Factor>* const* rows, int64_t num_rows,
+                            const Factor* panel, int64_t num_k, Start<typename AccOf<Factor>::type> start,
+                            typename AccOf<Factor>::type* out, ProductMode mode) {
+  const auto run = [&](auto function) {
+    function(start.from, start.stride, rows, num_rows, panel, num_k, out, mode.bits);
+  };
   switch (num_vectors) {
-    case 1: return product_panel<1>(p, mode);
-    case 2: return product_panel<2>(p, mode);
-    case 3: return product_panel<3>(p, mode);
-    case 4: return product_panel<4>(p, mode);
+    case 1: return run(product_panel<1, Factor>);
+    case 2: return run(product_panel<2, Factor>);
+    case 3: return run(product_panel<3, Factor>);
+    case 4: return run(product_panel<4, Factor>);
   }
 }
 
