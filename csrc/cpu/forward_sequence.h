@@ -112,7 +112,7 @@ class ForwardSequence : protected SequenceBase<Scalar> {
   // takes of another's units is then in lines of its own.
   Acc* c_of(int64_t i, int64_t j) const { return first_c_ + j / kLanes * c_vector_stride_ + i * c_stride_; }
 
-  // The input projection of the step for a panel of `unit_group`: [live samples, unit vector, gate, lane].
+  // The input projection of the step for a panel of `unit_group`: [live samples, unit vector, gate, lane] (GateLayout).
   const Acc* input_of_panel(int unit_group, Range units, int64_t live, int64_t v, int width) const {
     if (!input_) return gather_input(live, v, width);
     return input_->sums(thread_ + unit_group - this->unit_group_, input_row_, units.begin, v, width);
@@ -120,11 +120,12 @@ class ForwardSequence : protected SequenceBase<Scalar> {
 
  private:
   __attribute__((noinline)) const Acc* gather_input(int64_t live, int64_t v, int width) const {
-    Acc* out = gathered_;
+    const GateLayout layout = packed_.layout_of(v, width);
     for (int64_t i = 0; i < live; ++i) {
+      Acc* out = gathered_ + i * layout.vectors * kLanes;
       for_each_vector<Acc>({v, v + width}, s_.hidden_size, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
-        for (int gate = 0; gate < cell_.num_gates; ++gate, out += kLanes)
-          store(out, load(rows_[i].gates + gate * s_.hidden_size + j, lanes), Whole{});
+        for (int gate = 0; gate < cell_.num_gates; ++gate, out += layout.stride)
+          store(out, load(rows_[i].gates + gate * s_.hidden_size + j, lanes), lanes);
       });
     }
     return gathered_;

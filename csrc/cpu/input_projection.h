@@ -38,6 +38,8 @@ class InputProjection {
     num_vectors_ = num_vectors<Acc>(s.hidden_size);
     bias_.allocate(s.directions * num_vectors_ * num_gates_ * kLanes * static_cast<int64_t>(sizeof(Acc)));
     for (int64_t d = 0; d < s.directions; ++d)
+      clear_row<Acc>(bias(d, num_vectors_ - 1), {0, num_gates_}, num_gates_ * kLanes);
+    for (int64_t d = 0; d < s.directions; ++d)
       for (int gate = 0; gate < num_gates_; ++gate) add_biases(d, gate, cell.has_extra && gate == num_gates_ - 1);
   }
 
@@ -49,9 +51,10 @@ class InputProjection {
   }
 
   // What row `index` of a thread's round gives for the panel of `width` unit vectors from `v` on, of which `first` is the thread's
-  // first one: [unit vector][gate][lane], and so for the next rows.
+  // first one: [unit vector][gate][lane] (GateLayout), and so for the next rows.
   Acc* sums(int thread, int64_t index, int64_t first, int64_t v, int width) const {
-    return memory_.at<Acc>(thread, sums_at_) + (v - first) * panel_stride_ + index * width * num_gates_ * kLanes;
+    return memory_.at<Acc>(thread, sums_at_) + (v - first) * panel_stride_ +
+           index * packed_.layout_of(v, width).vectors * kLanes;
   }
 
   // Row `index` of the next round is a row of x.
@@ -73,8 +76,8 @@ class InputProjection {
   void multiply(int thread, PackedFor whom, Range units, int64_t num_rows, ProductMode mode) const {
     const Element* const* const x = memory_.at<const Element*>(thread, rows_at_);
     for_each_panel(units, width_, [&](int64_t v, int width) {
-      product(width * num_gates_, x, num_rows, packed_.panel(whom, v), p_->input_size, {bias(whom.direction, v), 0},
-              sums(thread, 0, units.begin, v, width), mode);
+      product(packed_.layout_of(v, width).vectors, x, num_rows, packed_.panel(whom, v), p_->input_size,
+              {bias(whom.direction, v), 0}, sums(thread, 0, units.begin, v, width), mode);
     });
   }
 
@@ -90,7 +93,7 @@ class InputProjection {
       Vec<Acc> sum(0);
       if (b_ih) sum += load(b_ih + gate * hidden + j, lanes);
       if (b_hh) sum += load(b_hh + gate * hidden + j, lanes);
-      store(bias(d, j / kLanes) + gate * kLanes, sum, Whole{});
+      store(bias(d, j / kLanes) + gate * packed_.layout_of(j / kLanes, 1).stride, sum, lanes);
     });
   }
 

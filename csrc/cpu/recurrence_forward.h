@@ -79,10 +79,12 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
   // The panel of unit vectors [v, v + width), which belongs to `unit_group`.
   void cells_of_panel(int unit_group, Range units, int64_t live, const Element* const* h_prev, int64_t v, int width) {
-    const int64_t stride = width * kGates * kLanes;
+    const GateLayout layout = packed_.layout_of(v, width);
+    const int64_t stride = layout.vectors * kLanes;
     const Acc* const input = this->input_of_panel(unit_group, units, live, v, width);
-    product(width * kGates, h_prev, live, packed_.panel(this->whom_, v), s_.state_size,
-            kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_, this->mode(packed_, width == kWidth));
+    product(layout.vectors, h_prev, live, packed_.panel(this->whom_, v), s_.state_size,
+            kAddsToInput ? Start<Acc>{input, stride} : Start<Acc>{}, scratch_,
+            this->mode(packed_, layout.vectors == kWidth * kGates));
     const bool last = v + width >= units.end;
     const StepRow* const rows_ahead = last ? next_rows_ : rows_;
     const int64_t ahead = (last ? units_.begin : v + width) * kLanes;
@@ -90,11 +92,15 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int u = 0; u < width; ++u) {
       with_lanes<Acc>(v + u, s_.hidden_size, [&](auto lanes) __attribute__((always_inline)) {
         const int64_t j = (v + u) * kLanes, at = u * kGates * kLanes;
+        // Only a vector that is not whole may share.
+        const int64_t gate_stride = std::is_same_v<decltype(lanes), Whole> ? kLanes : layout.stride;
+        const Column products{scratch_ + at, stride, gate_stride};
         if constexpr (Cell::kHasCell) {
-          cells_in_two_passes(live, j, {scratch_ + at, stride}, lanes);
+          cells_in_two_passes(live, j, products, lanes);
         } else {
+          const Inputs inputs{input + at, stride, gate_stride};
           for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
-            cell<count>(i, j, input + i * stride + at, scratch_ + i * stride + at, stride, lanes);
+            cell<count>(i, j, inputs.from(i), products.from(i), lanes);
           });
         }
       });
@@ -118,10 +124,22 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection of each gate,
-  // `products`: the recurrent product, a sample's `stride` behind the one's before.
+  // A vector for each gate of each sample.
+  template <typename T>
+  struct Vectors {
+    T* first;
+    int64_t stride, gate_stride;
+
+    FASTRNN_INLINE T* of(int64_t i, int gate = 0) const { return first + i * stride + gate * gate_stride; }
+    FASTRNN_INLINE Vectors from(int64_t i) const { return {of(i), stride, gate_stride}; }
+  };
+  using Inputs = Vectors<const Acc>;
+  using Column = Vectors<Acc>;
+
+  // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection, `products`: the recurrent
+  // product.
   template <int kCount, typename Lanes>
-  FASTRNN_INLINE void cell(int64_t i, int64_t j, const Acc* input, const Acc* products, int64_t stride, Lanes lanes) {
+  FASTRNN_INLINE void cell(int64_t i, int64_t j, Inputs input, Column products, Lanes lanes) {
     using Vs = Several<V, kCount>;
     std::conditional_t<kAddsToInput, AddedToR, Vs> x[kGates];
     Vs r[kGates], gates[kGates], extra(0), keep;
@@ -129,8 +147,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
       for (int gate = 0; gate < kGates; ++gate) {
-        if constexpr (!kAddsToInput) x[gate].each[n] = load(input + n * stride + gate * kLanes, Whole{});
-        r[gate].each[n] = load(products + n * stride + gate * kLanes, Whole{});
+        if constexpr (!kAddsToInput) x[gate].each[n] = load(input.of(n, gate), Whole{});
+        r[gate].each[n] = load(products.of(n, gate), Whole{});
       }
       if constexpr (Cell::kHasExtra) {
         if (p_.b_hn[d_]) r[kGates - 1].each[n] += load(typed<Scalar>(p_.b_hn[d_]) + j, lanes);
@@ -151,19 +169,10 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     }
   }
 
-  // A vector of each sample, `stride` apart.
-  struct Column {
-    Acc* first;
-    int64_t stride;
-
-    FASTRNN_INLINE Acc* of(int64_t i) const { return first + i * stride; }
-    FASTRNN_INLINE Column from(int64_t i) const { return {of(i), stride}; }
-  };
-
   // An LSTM's c of all samples, then their h: half the chain of operations that one cell waits for.
   template <typename Lanes>
   FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Column products, Lanes lanes) {
-    const Column c{this->c_of(0, j), this->c_stride_};
+    const Column c{this->c_of(0, j), this->c_stride_, 0};
     const bool saves = p_.save;
     for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
       next_c<count>(i, j, products.from(i), c.from(i), saves, lanes);
@@ -181,7 +190,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     Vs r[kGates], gates[kGates], keep, next;
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      for (int gate = 0; gate < kGates; ++gate) r[gate].each[n] = load(products.of(n) + gate * kLanes, Whole{});
+      for (int gate = 0; gate < kGates; ++gate) r[gate].each[n] = load(products.of(n, gate), Whole{});
       next.each[n] = load(c.of(n), Whole{});
       keep.each[n] = this->keep(i + n, j, lanes);
     }
@@ -190,7 +199,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     for (int n = 0; n < kCount; ++n) {
       V gates_n[kGates];
       for (int gate = 0; gate < kGates; ++gate) gates_n[gate] = gates[gate].each[n];
-      store(products.of(n) + (kGates - 1) * kLanes, gates_n[kGates - 1], Whole{});
+      store(products.of(n, kGates - 1), gates_n[kGates - 1], lanes);
       store(c.of(n), next.each[n], Whole{});
       if (saves) save(i + n, j, next.each[n], gates_n, V(0), lanes);
     }
@@ -201,7 +210,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     Several<V, kCount> output_gate, next;
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      output_gate.each[n] = load(products.of(n) + (kGates - 1) * kLanes, Whole{});
+      output_gate.each[n] = load(products.of(n, kGates - 1), Whole{});
       next.each[n] = load(c.of(n), Whole{});
     }
     next = Cell::next_h(output_gate, next);
