@@ -4,8 +4,7 @@ Gal & Ghahramani 2016 (arXiv:1512.05287): a Bernoulli mask per sample, scaled by
 step.
 
 On the CPU torch's generator gives a mask its seed, and the numbers are those of Philox4x32-10 (Salmon et al. 2011, "Parallel random
-numbers: as easy as 1, 2, 3"): the same on every machine, for any number of threads, a tenth of the time that torch takes on AMD's
-processors. On other devices masks are torch's own.
+numbers: as easy as 1, 2, 3"): the same on every machine and for any number of threads. On other devices masks are torch's own.
 """
 
 from __future__ import annotations

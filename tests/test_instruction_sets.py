@@ -56,7 +56,7 @@ def test_sigmoid_tanh_and_conversions_keep_their_error_bounds(isa, tmp_path):
 @pytest.mark.parametrize("isa", ISAS)
 def test_whole_layers_are_right_on_every_instruction_set(isa):
     skip_unless_supported(isa)
-    files = [f"tests/test_{name}.py" for name in ("precision", "lengths", "dropout", "masks")]
+    files = [f"tests/test_{name}.py" for name in ("precision", "lengths", "dropout", "masks", "hidden_sizes")]
     result = python(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not compile", *files)
     assert result.returncode == 0, result.stdout[-8000:]
     passed = re.search(r"(\d+) passed", result.stdout)

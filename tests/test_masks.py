@@ -66,7 +66,7 @@ def test_numbers_are_the_generator_s(seed):
 def test_a_factor_is_dropped_where_its_number_is_below_p(dtype, p):
     seed, size = 0x123456789ABCDEF, (3, 67)
     kept = torch.tensor(1 / (1 - p) if p < 1 else 0.0, dtype=dtype).item()
-    expected = torch.tensor([0.0 if number < p * 2**32 else kept for number in numbers(seed, 201)], dtype=dtype)
+    expected = torch.tensor([0.0 if number < round(p * 2**32) else kept for number in numbers(seed, 201)], dtype=dtype)
     assert_bit_equal(drawn(seed, size, p, dtype).flatten(), expected)
 
 
@@ -149,16 +149,3 @@ def test_vmap_draws_one_mask_or_one_each(randomness):
     assert found[0].equal(found[1]) == found[1].equal(found[2]) == (randomness == "same")
     with pytest.raises(RuntimeError, match="randomness"):
         torch.vmap(draw)(torch.ones(3, 40))
-
-
-@needs_cpu
-def test_a_compiled_module_draws_the_masks_of_the_same_seed():
-    torch.compiler.reset()
-    rnn = fastrnn.GRU(3, 4, recurrent_dropout=0.5, input_dropout=0.25)
-    compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
-    x = torch.randn(5, 6, 3)
-    torch.manual_seed(9)
-    expected = rnn(x)[0]
-    torch.manual_seed(9)
-    found = compiled(x)[0]
-    torch.testing.assert_close(found, expected)

@@ -22,12 +22,22 @@ SELECTIONS = {
     ),
     # modules with dropout, lengths and recorded norms; norms of gradients, computed and as backward's sums
     "features": (
-        ("inference", "plain_calls", "lengths", "dropout", "masks", "state_grad_norms", "clip", "trust_backward"),
+        (
+            "inference",
+            "plain_calls",
+            "lengths",
+            "dropout",
+            "masks",
+            "hidden_sizes",
+            "state_grad_norms",
+            "clip",
+            "trust_backward",
+        ),
         "not compile and not double_backward and not checkpointing and not go_on_meanwhile",
         {},
     ),
     # threads that take work from each other
-    "sharing": (("work_sharing",), "long or gradients", {"FASTRNN_TEST_REPEATS": "4"}),
+    "sharing": (("work_sharing",), "long or gradients", {"FASTRNN_TEST_REPEATS": "2"}),
     "avx2": (("precision",), "errors", {"FASTRNN_CPU_ISA": "avx2"}),
     "portable": (("precision",), "errors", {"FASTRNN_CPU_ISA": "portable"}),
 }

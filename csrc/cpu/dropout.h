@@ -20,7 +20,7 @@ void draw_dropout(const DropoutParams& params, int num_threads);
 struct Drawing {
   void* factors;
   int64_t bytes;     // of a factor: 2, 4 or 8
-  uint64_t kept;     // the bits of a factor that is not 0, in the lowest `bytes`
+  uint64_t kept;     // a factor that is not 0: its bits are the first `bytes` of these
   uint64_t dropped;  // of the 2^32 numbers that are drawn, the smallest ones give a 0
   uint64_t seed;
 };

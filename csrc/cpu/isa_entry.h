@@ -65,6 +65,7 @@ void backward(const LayerBackwardParams& params, int num_threads, int64_t l2_byt
   run<Backward>(params, num_threads, l2_bytes);
 }
 
+#if !defined(FASTRNN_AVX512_BF16)
 void draw_factors(const Drawing& drawing, int64_t first, int64_t last) {
   switch (drawing.bytes) {
     case 2: return draw<uint16_t>(drawing, first, last);
@@ -72,5 +73,6 @@ void draw_factors(const Drawing& drawing, int64_t first, int64_t last) {
     case 8: return draw<uint64_t>(drawing, first, last);
   }
 }
+#endif
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -34,11 +34,14 @@ FASTRNN_INLINE constexpr bool exists(int, Whole) { return true; }
 FASTRNN_INLINE constexpr bool exists(int lane, Part part) { return lane < part.lanes; }
 
 // Where the gates lie in a panel of `width` vectors of outputs, from vector `v` on, and in what a product with it gives. Those of a
-// last vector that is at most half full, which is a panel by itself, follow each other closer than by a vector.
+// last vector that is at most half full, which is a panel by itself, follow each other closer than by a vector. Who reads a whole vector
+// of a gate there finds, behind its outputs, what is no output: of the next gate or row, or of memory that nobody has written; the last
+// one ends within `width` * gates vectors of the row's begin. The lanes of c and h behind the last unit may hold anything.
 struct GateLayout {
   int64_t stride;  // from gate to gate of a vector of outputs, in elements
   int vectors;     // of the panel
 
+  // The vectors exist.
   template <typename T>
   FASTRNN_INLINE static GateLayout of(int64_t v, int width, int num_gates, int64_t num_outputs) {
     constexpr int kLanes = Vec<T>::kLanes;

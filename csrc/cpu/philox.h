@@ -72,7 +72,8 @@ void draw(const Drawing& drawing, int64_t first, int64_t last) {
   constexpr int kNumbers = PhiloxBlock::kNumbers;
   static_assert(kDrawnAtOnce % kNumbers == 0);
   Bits* const factors = static_cast<Bits*>(drawing.factors);
-  const Bits kept = static_cast<Bits>(drawing.kept);
+  Bits kept;
+  __builtin_memcpy(&kept, &drawing.kept, sizeof kept);
   for (; first + kNumbers <= last; first += kNumbers)
     PhiloxBlock(first / kNumbers, drawing.seed).put_factors(drawing.dropped, kept, factors + first);
   if (first == last) return;

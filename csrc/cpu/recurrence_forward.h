@@ -94,7 +94,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
         const int64_t j = (v + u) * kLanes, at = u * kGates * kLanes;
         // Only a vector that is not whole may share.
         const int64_t gate_stride = std::is_same_v<decltype(lanes), Whole> ? kLanes : layout.stride;
-        const Column products{scratch_ + at, stride, gate_stride};
+        const Sums products{scratch_ + at, stride, gate_stride};
         if constexpr (Cell::kHasCell) {
           cells_in_two_passes(live, j, products, lanes);
         } else {
@@ -124,7 +124,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     if (Cell::kHasCell && p_.save) __builtin_prefetch(typed<Acc>(p_.cells) + row.saved + j, 1);
   }
 
-  // A vector for each gate of each sample.
+  // A vector of each sample, for each gate if there are any.
   template <typename T>
   struct Vectors {
     T* first;
@@ -134,12 +134,12 @@ class ForwardCells final : public ForwardSequence<Scalar> {
     FASTRNN_INLINE Vectors from(int64_t i) const { return {of(i), stride, gate_stride}; }
   };
   using Inputs = Vectors<const Acc>;
-  using Column = Vectors<Acc>;
+  using Sums = Vectors<Acc>;
 
   // The cells of kCount samples from `i` on, units j..., of an RNN or a GRU; `input`: the input projection, `products`: the recurrent
   // product.
   template <int kCount, typename Lanes>
-  FASTRNN_INLINE void cell(int64_t i, int64_t j, Inputs input, Column products, Lanes lanes) {
+  FASTRNN_INLINE void cell(int64_t i, int64_t j, Inputs input, Sums products, Lanes lanes) {
     using Vs = Several<V, kCount>;
     std::conditional_t<kAddsToInput, AddedToR, Vs> x[kGates];
     Vs r[kGates], gates[kGates], extra(0), keep;
@@ -171,8 +171,8 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
   // An LSTM's c of all samples, then their h: half the chain of operations that one cell waits for.
   template <typename Lanes>
-  FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Column products, Lanes lanes) {
-    const Column c{this->c_of(0, j), this->c_stride_, 0};
+  FASTRNN_INLINE void cells_in_two_passes(int64_t live, int64_t j, Sums products, Lanes lanes) {
+    const Sums c{this->c_of(0, j), this->c_stride_, /*gate_stride=*/0};
     const bool saves = p_.save;
     for_each_sample(live, [&](int64_t i, auto count) __attribute__((always_inline)) {
       next_c<count>(i, j, products.from(i), c.from(i), saves, lanes);
@@ -184,7 +184,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
 
   // c and the gates; the output gate takes its product's place.
   template <int kCount, typename Lanes>
-  FASTRNN_INLINE void next_c(int64_t i, int64_t j, Column products, Column c, bool saves, Lanes lanes) {
+  FASTRNN_INLINE void next_c(int64_t i, int64_t j, Sums products, Sums c, bool saves, Lanes lanes) {
     using Vs = Several<V, kCount>;
     const AddedToR x[kGates] = {};
     Vs r[kGates], gates[kGates], keep, next;
@@ -206,7 +206,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   }
 
   template <int kCount, typename Lanes>
-  FASTRNN_INLINE void next_h(int64_t i, int64_t j, Column products, Column c, Lanes lanes) {
+  FASTRNN_INLINE void next_h(int64_t i, int64_t j, Sums products, Sums c, Lanes lanes) {
     Several<V, kCount> output_gate, next;
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {

@@ -39,26 +39,30 @@ inline void narrow(float x, Bfloat16Bits& out) {
   out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-template <typename Scalar>
-double read(const void* value) {
-  return widen(*static_cast<const Scalar*>(value));
-}
-
 inline double read_scalar(const void* value, ScalarKind scalar) {
+  const auto read = [value](auto number) {
+    std::memcpy(&number, value, sizeof number);
+    return static_cast<double>(widen(number));
+  };
   switch (scalar) {
-    case ScalarKind::kFloat: return read<float>(value);
-    case ScalarKind::kDouble: return read<double>(value);
-    case ScalarKind::kHalf: return read<Float16>(value);
-    default: return read<Bfloat16Bits>(value);
+    case ScalarKind::kFloat: return read(float{});
+    case ScalarKind::kDouble: return read(double{});
+    case ScalarKind::kHalf: return read(Float16{});
+    default: return read(Bfloat16Bits{});
   }
 }
 
 inline void write_scalar(double value, void* out, ScalarKind scalar) {
+  const auto write = [out](auto from, auto number) {
+    narrow(from, number);
+    std::memcpy(out, &number, sizeof number);
+  };
+  const float single = static_cast<float>(value);
   switch (scalar) {
-    case ScalarKind::kFloat: return narrow(static_cast<float>(value), *static_cast<float*>(out));
-    case ScalarKind::kDouble: return narrow(value, *static_cast<double*>(out));
-    case ScalarKind::kHalf: return narrow(static_cast<float>(value), *static_cast<Float16*>(out));
-    default: return narrow(static_cast<float>(value), *static_cast<Bfloat16Bits*>(out));
+    case ScalarKind::kFloat: return write(single, float{});
+    case ScalarKind::kDouble: return write(value, double{});
+    case ScalarKind::kHalf: return write(single, Float16{});
+    default: return write(single, Bfloat16Bits{});
   }
 }
 

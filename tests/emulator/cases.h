@@ -49,7 +49,8 @@ struct Case {
   }
 };
 
-// "few": each cell by each plan in float32, small. "types": in every arithmetic. "all": what is particular as well.
+// "few": each cell by each plan in float32, small; "fewer": with fewer options. "types": in every arithmetic. "all": what is particular
+// as well.
 inline std::vector<Case> cases(const std::string& selection) {
   using enum CellKind;
   using enum ScalarKind;
@@ -58,8 +59,9 @@ inline std::vector<Case> cases(const std::string& selection) {
     const char* suffix;
   };
   std::vector<Number> numbers = {{kFloat, ""}};
-  if (selection != "few")
-    numbers.insert(numbers.end(), {{kFloat, "+tf32"}, {kHalf, ""}, {kBfloat16, ""}, {kDouble, ""}});
+  const bool few = selection == "few" || selection == "fewer";
+  const int rounds = selection == "fewer" ? 2 : 3;  // of float32
+  if (!few) numbers.insert(numbers.end(), {{kFloat, "+tf32"}, {kHalf, ""}, {kBfloat16, ""}, {kDouble, ""}});
   std::vector<Case> result;
   // Options are scattered, but the same in each run.
   uint32_t scattered = 1;
@@ -93,11 +95,11 @@ inline std::vector<Case> cases(const std::string& selection) {
     result.push_back(c);
   };
   for (const Number& number : numbers)
-    for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
+    for (int round = 0; round < (number.scalar == kFloat ? rounds : 1); ++round)
       for (const std::string plan : {"block", "stepwise", "grid", "cluster", "matmul"})
         for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, plan, cell);
   for (const Number& number : numbers)
-    for (int round = 0; round < (number.scalar == kFloat ? 3 : 1); ++round)
+    for (int round = 0; round < (number.scalar == kFloat ? rounds : 1); ++round)
       for (const CellKind cell : {kLstm, kGru, kRnnTanh, kRnnRelu}) add(number, kTwoLevel, cell);
   // No norm, after whose exchange nobody is a turn behind, and turns enough for both parities to come again.
   for (const CellKind cell : {kLstm, kGru, kRnnTanh})
@@ -119,7 +121,7 @@ inline std::vector<Case> cases(const std::string& selection) {
                     .device = "small"});
   for (const ScalarKind scalar : {kFloat, kHalf})
     for (const CellKind cell : {kGru, kRnnTanh}) {
-      if (scalar != kFloat && selection == "few") continue;
+      if (scalar != kFloat && few) continue;
       result.push_back({.cell = cell,
                         .scalar = scalar,
                         .plan = "grid:samples=16,cluster=2",
@@ -185,7 +187,7 @@ inline std::vector<Case> cases(const std::string& selection) {
   // Two tiles of the batch, where a device has no room for as many clusters.
   for (const ScalarKind scalar : {kFloat, kHalf})
     for (const CellKind cell : {kLstm, kGru, kRnnTanh}) {
-      if (scalar != kFloat && selection == "few") continue;
+      if (scalar != kFloat && few) continue;
       result.push_back({.cell = cell,
                         .scalar = scalar,
                         .plan = "cluster",
@@ -240,7 +242,7 @@ inline std::vector<Case> cases(const std::string& selection) {
                     .site = 's',
                     .device = "small",
                     .chunk = 1});
-  if (selection != "few") {
+  if (!few) {
     // In other arithmetics.
     for (const std::string plan : {"cluster", "stepwise+tf32", "grid"})
       result.push_back({.cell = plan == "grid" ? kGru : kLstm,
