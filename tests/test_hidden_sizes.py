@@ -9,8 +9,8 @@ from fastrnn import _library
 
 pytestmark = pytest.mark.skipif(not _library.is_loaded("cpu"), reason="the CPU kernels are not built")
 
-# Of vectors of 2 to 16: every number of units in the last one that shares it in another way, after no vector and after some.
-SIZES = [1, 2, 3, 4, 5, 8, 9, 16, 17, 18, 19, 20, 24, 25, 36]
+# Of vectors of 2 to 16: units that share the last one in every way, after no vector and after some.
+SIZES = {torch.float32: (1, 2, 3, 5, 8, 9, 17, 18, 20, 24, 25), torch.float64: (1, 3, 5, 10)}
 LAYERS = {
     "lstm": (fastrnn.LSTM, {}),
     "lstm-projected": (fastrnn.LSTM, {"proj_size": 1}),
@@ -19,10 +19,9 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "size"), [(dtype, size) for dtype, sizes in SIZES.items() for size in sizes])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_every_hidden_size_gives_the_reference_s_results(kind, size, dtype):
+def test_every_hidden_size_gives_the_reference_s_results(kind, dtype, size):
     if kind == "lstm-projected" and size == 1:
         pytest.skip("proj_size has to be smaller")
     create, options = LAYERS[kind]
