@@ -18,11 +18,10 @@ struct Block {
 };
 
 std::vector<Block> blocks_of(const std::vector<Span>& spans) {
-  constexpr int kBytes[] = {4, 8, 2, 2};  // by ScalarKind
   std::vector<Block> blocks;
   for (const Span& span : spans)
     for (int64_t start = 0; start < span.size; start += kNormBlock)
-      blocks.push_back({static_cast<char*>(span.data) + start * kBytes[static_cast<int>(span.scalar)],
+      blocks.push_back({static_cast<char*>(span.data) + start * bytes_of(span.scalar),
                         std::min(kNormBlock, span.size - start), span.scalar});
   return blocks;
 }
@@ -50,7 +49,7 @@ std::vector<Block> blocks_of(const std::vector<Span>& spans) {
 FASTRNN_NORM_LOOPS(float, float)
 FASTRNN_NORM_LOOPS(double, double)
 FASTRNN_NORM_LOOPS(half, Float16)
-FASTRNN_NORM_LOOPS(bfloat16, Bfloat16Bits)
+FASTRNN_NORM_LOOPS(bfloat16, Bfloat16)
 #undef FASTRNN_NORM_LOOPS
 
 double block_sum(const Block& block) {
@@ -58,7 +57,7 @@ double block_sum(const Block& block) {
     case ScalarKind::kFloat: return sum_float(static_cast<const float*>(block.data), block.size);
     case ScalarKind::kDouble: return sum_double(static_cast<const double*>(block.data), block.size);
     case ScalarKind::kHalf: return sum_half(static_cast<const Float16*>(block.data), block.size);
-    default: return sum_bfloat16(static_cast<const Bfloat16Bits*>(block.data), block.size);
+    default: return sum_bfloat16(static_cast<const Bfloat16*>(block.data), block.size);
   }
 }
 
@@ -67,7 +66,7 @@ void block_scale(const Block& block, double factor) {
     case ScalarKind::kFloat: return scale_float(static_cast<float*>(block.data), block.size, factor);
     case ScalarKind::kDouble: return scale_double(static_cast<double*>(block.data), block.size, factor);
     case ScalarKind::kHalf: return scale_half(static_cast<Float16*>(block.data), block.size, factor);
-    default: return scale_bfloat16(static_cast<Bfloat16Bits*>(block.data), block.size, factor);
+    default: return scale_bfloat16(static_cast<Bfloat16*>(block.data), block.size, factor);
   }
 }
 

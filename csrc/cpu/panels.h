@@ -34,7 +34,7 @@ FASTRNN_INLINE constexpr bool exists(int, Whole) { return true; }
 FASTRNN_INLINE constexpr bool exists(int lane, Part part) { return lane < part.lanes; }
 
 // Where the gates lie in a panel of `width` vectors of outputs, from vector `v` on, and in what a product with it gives. Those of a
-// last vector that is at most half full, which is a panel by itself, follow each other closer than by a vector. Who reads a whole vector
+// last vector that is at most half full, which is a panel by itself where there are several gates, follow each other closer than by a vector. Who reads a whole vector
 // of a gate there finds, behind its outputs, what is no output: of the next gate or row, or of memory that nobody has written; the last
 // one ends within `width` * gates vectors of the row's begin. The lanes of c and h behind the last unit may hold anything.
 struct GateLayout {
@@ -46,7 +46,7 @@ struct GateLayout {
   FASTRNN_INLINE static GateLayout of(int64_t v, int width, int num_gates, int64_t num_outputs) {
     constexpr int kLanes = Vec<T>::kLanes;
     const int64_t outputs = num_outputs - v * kLanes;
-    if (num_gates == 1 || width > 1 || outputs > kLanes / 2) return {kLanes, width * num_gates};
+    if (num_gates == 1 || outputs > kLanes / 2) return {kLanes, width * num_gates};
     int stride = kLanes / 2;
     while (stride / 2 >= outputs) stride /= 2;
     return {stride, (num_gates * stride + kLanes - 1) / kLanes};

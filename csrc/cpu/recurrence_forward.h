@@ -38,6 +38,7 @@ class ForwardCells final : public ForwardSequence<Scalar> {
   using typename Base::StepRow;
   // Unit vectors of a panel.
   static constexpr int kWidth = kMaxVectors / kGates;
+  static_assert(kGates == 1 || kWidth == 1, "GateLayout's");
 
   using Base::Base;
 

@@ -5,12 +5,9 @@
 #include <cstring>
 
 #include "../params.h"
+#include "storage.h"
 
 namespace fastrnn::cpu {
-
-struct Bfloat16Bits {
-  uint16_t bits;
-};
 
 #if defined(__aarch64__)
 using Float16 = __fp16;  // g++ before 13 has no _Float16 there
@@ -21,7 +18,7 @@ using Float16 = _Float16;
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(Float16 x) { return x; }
-inline float widen(Bfloat16Bits x) {
+inline float widen(Bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;
   std::memcpy(&value, &bits, 4);
@@ -31,7 +28,7 @@ inline float widen(Bfloat16Bits x) {
 inline void narrow(float x, float& out) { out = x; }
 inline void narrow(double x, double& out) { out = x; }
 inline void narrow(float x, Float16& out) { out = static_cast<Float16>(x); }
-inline void narrow(float x, Bfloat16Bits& out) {
+inline void narrow(float x, Bfloat16& out) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   // round to nearest even; a NaN keeps its upper bits and stays one
@@ -48,7 +45,7 @@ inline double read_scalar(const void* value, ScalarKind scalar) {
     case ScalarKind::kFloat: return read(float{});
     case ScalarKind::kDouble: return read(double{});
     case ScalarKind::kHalf: return read(Float16{});
-    default: return read(Bfloat16Bits{});
+    default: return read(Bfloat16{});
   }
 }
 
@@ -62,7 +59,7 @@ inline void write_scalar(double value, void* out, ScalarKind scalar) {
     case ScalarKind::kFloat: return write(single, float{});
     case ScalarKind::kDouble: return write(value, double{});
     case ScalarKind::kHalf: return write(single, Float16{});
-    default: return write(single, Bfloat16Bits{});
+    default: return write(single, Bfloat16{});
   }
 }
 
